@@ -1,0 +1,35 @@
+# `make` lists what there is. All is installed in .venv; the two stamps there say what, and save installing it again.
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+FACTS := settings.ini setup.py pyproject.toml
+
+.PHONY: help demo test docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    install what the demo needs in .venv, and train on its pictures: the results go to runs/demo"
+	@echo "make test    install what developers need in .venv, and run all checks, as CI does"
+	@echo "make docs    build the documentation site in _docs"
+	@echo "make clean   delete what was built (not .venv, not runs)"
+	@echo "Another Python: make demo PYTHON=python3.12"
+
+demo: .venv/.installed-demo
+	@echo "Training on the demo's pictures: the results go to runs/demo"
+	@"$(BIN)/clr_train" --demo --out runs/demo --overwrite
+
+test: .venv/.installed-dev
+	@echo "Running all checks (tools/ci.sh)"
+	@PATH="$(BIN):$$PATH" tools/ci.sh
+
+docs: .venv/.installed-dev
+	@echo "Building the documentation site"
+	@PATH="$(BIN):$$PATH" python tools/build_docs.py
+	@echo "Built: open _docs/index.html"
+
+.venv/.installed-%: $(FACTS)
+	@command -v "$(PYTHON)" >/dev/null || { echo "There is no $(PYTHON) here: name a Python that is, as in make demo PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" tools/install.py $*
+
+clean:
+	rm -rf _docs _proc _stage build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

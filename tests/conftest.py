@@ -1,0 +1,33 @@
+"Fixtures for all tests"
+import os, subprocess, sys
+from pathlib import Path
+import pytest
+
+os.environ['MPLBACKEND'] = 'Agg'
+root = Path(__file__).parents[1]
+
+def run(*cmd, **kw):
+    "Run `cmd` without the caller's PYTHONPATH; its stdout. A failure shows all that it said"
+    env = {k:v for k,v in os.environ.items() if k!='PYTHONPATH'}
+    p = subprocess.run([str(o) for o in cmd], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **kw)
+    assert not p.returncode, f'{cmd} failed:\n{p.stdout}\n{p.stderr}'
+    return p.stdout
+
+def make_venv(path):
+    """Make a virtual environment that shares this one's packages, but not `fastai_clr`; its python.
+    The packages come in by a `.pth` file, and Python doesn't follow the `.pth` files (of editable installs) in a folder added so."""
+    run(sys.executable, '-m', 'venv', '--without-pip', path)
+    py = path/'bin/python'
+    site = Path(run(py, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))').strip())
+    shared = [o for o in sys.path if Path(o).name in ('site-packages','dist-packages')]
+    (site/'shared.pth').write_text('\n'.join(shared)+'\n')
+    return py
+
+@pytest.fixture(scope='session')
+def bare_python(tmp_path_factory):
+    "A python with torch, fastai and the rest, in which `fastai_clr` isn't installed"
+    path = tmp_path_factory.mktemp('bare')
+    py = make_venv(path/'venv')
+    p = subprocess.run([py, '-c', 'import fastai_clr'], cwd=path, capture_output=True, text=True)
+    assert "No module named 'fastai_clr'" in p.stderr, 'fastai_clr is there: install it editable (pip install -e .) to run this test'
+    return py
