@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 FACTS := settings.ini setup.py pyproject.toml
 
-.PHONY: help demo test docs clean
+.PHONY: help demo test docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install what the demo needs in .venv, and train on its pictures: the results go to runs/demo"
 	@echo "make test    install what developers need in .venv, and run all checks, as CI does"
 	@echo "make docs    build the documentation site in _docs"
+	@echo "make bench   measure, some minutes long, and write benchmarks/RESULTS.md"
 	@echo "make clean   delete what was built (not .venv, not runs)"
 	@echo "Another Python: make demo PYTHON=python3.12"
 
@@ -25,6 +26,10 @@ docs: .venv/.installed-dev
 	@echo "Building the documentation site"
 	@PATH="$(BIN):$$PATH" python tools/build_docs.py
 	@echo "Built: open _docs/index.html"
+
+bench: .venv/.installed-dev
+	@echo "Measuring: leave the machine alone meanwhile"
+	@"$(BIN)/python" benchmarks/bench_train.py
 
 .venv/.installed-%: $(FACTS)
 	@command -v "$(PYTHON)" >/dev/null || { echo "There is no $(PYTHON) here: name a Python that is, as in make demo PYTHON=python3.12" >&2; exit 1; }

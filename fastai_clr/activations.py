@@ -9,19 +9,11 @@ __all__ = ['FORMAT', 'MANIFEST', 'hash_bytes', 'hash_array', 'hash_file', 'hash_
            'fingerprint', 'ActivationStore', 'explain_miss', 'StoreWriter']
 
 # %% ../nbs/07_activations.ipynb #d4fcf972
-import enum
-import hashlib
-import json
-import os
-import platform
-import shutil
-import socket
-import types
+import enum, hashlib, json, os, platform, shutil, socket, types
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-import numpy as np
-import torch
+import numpy as np, torch
 from torch import nn
 
 # %% ../nbs/07_activations.ipynb #80a44913
@@ -44,6 +36,7 @@ def hash_file(
     "Hash of a file's content"
     with open(path, 'rb') as f: return hash_bytes(*iter(partial(f.read, 1<<20), b''))
 
+# %% ../nbs/07_activations.ipynb #f7bc5e0a
 def hash_module(
     m:nn.Module, # Module on any device
 )->dict: # Hash of each weight and buffer, by its name
@@ -61,6 +54,7 @@ def _describe_function(f):
 
 def _consts(code): return [_consts(o)+[o.co_code] if isinstance(o, types.CodeType) else o for o in code.co_consts]
 
+# %% ../nbs/07_activations.ipynb #598bc0b0
 def describe(
     o, # Numbers, strings, containers, arrays, types, named functions, partials, bound methods of classes
 ): # Plain JSON
@@ -120,6 +114,7 @@ class ActivationStore:
 
     def __repr__(self): return f"ActivationStore({', '.join(f'{k}: {v.dtype} {list(v.shape)}' for k,v in self.arrays.items())})"
 
+# %% ../nbs/07_activations.ipynb #c4a44101
 def explain_miss(
     root:str|Path, # Folder that holds stores
     parts:dict, # What the activations are to be made from
@@ -143,6 +138,7 @@ def _clear_dead(root):
 
 def _host(): return socket.gethostname().replace('.', '-')
 
+# %% ../nbs/07_activations.ipynb #3c61e3c3
 class StoreWriter:
     "Write the store of `parts`: `put` rows by position, then `close`; on an exception nothing is left. Use as a context manager"
     def __init__(self,

@@ -8,10 +8,7 @@ Docs: https://example.github.io/fastai_clr/cli.html.md"""
 __all__ = ['clr_train']
 
 # %% ../nbs/13_cli.ipynb #27fba2fd
-import os
-import shutil
-import sys
-import warnings
+import os, shutil, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from fastcore.script import call_parse
@@ -21,11 +18,10 @@ def _show_warning(message, *args, **kwargs): print(f'Warning: {message}', file=s
 
 @contextmanager
 def _sentences(name):
-    "Errors that a user can mend as one sentence, Ctrl-C as exit status 130, our own warnings without the line of code"
+    "Errors that a user can mend as one sentence, Ctrl-C as exit status 130, our own warnings without the line of code, other packages' not at all"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            import fastai.vision.all
             warnings.filterwarnings('default', module=r'fastai_clr\.')
             warnings.showwarning = _show_warning
             yield
@@ -75,7 +71,7 @@ def _export(learn):
 def _run(learn, settings, recipe):
     "Train by the recipe, and write the report and the exported Learner"
     from fastai_clr.recipe import RecipeInterrupted
-    import fastai_clr.report
+    from fastai_clr import report as _   # adds `save` to the report; chkstyle: ignore
     try: report = learn.fit_recipe(**recipe)
     except RecipeInterrupted as e:
         e.report.settings.update(settings)
@@ -111,17 +107,17 @@ def clr_train(
 ):
     "Train a picture classifier by the eight steps: writes export.pkl, report.html, report.json and history.csv to --out"
     with _sentences('clr_train'):
-        from fastai_clr.data import demo_pictures, demo_weights
         out = Path(out)
         if demo==(pictures is not None): raise ValueError("pass a folder of pictures, or --demo, and not both: see clr_train --help")
         _check_out(out, pictures, overwrite)
         if demo:
+            from fastai_clr.data import demo_pictures, demo_weights
             _open_out(out)
             pictures,weights,flip = demo_pictures(out/'pictures'),weights or demo_weights(out/'weights'),False
-        learn = _learner(pictures, out, arch or ('tf_efficientnet_lite0' if demo else 'resnet34'), size if size is not None else 64 if demo else 224, bs,
-                         valid_pct, seed, flip, device, weights, pretrained, fp16)
+        arch = arch or ('tf_efficientnet_lite0' if demo else 'resnet34')
+        if size is None: size = 64 if demo else 224
+        learn = _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weights, pretrained, fp16)
         if not demo: _open_out(out)
         recipe = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=cycles, patience=patience,
                       ratio=ratio if ratio is not None else 10 if pretrained else 1)
-        _run(learn, dict(pictures=str(pictures), arch=learn.arch if isinstance(learn.arch, str) else learn.arch.__name__, size=learn.dls.train.after_item[0].size[0],
-                         valid_pct=valid_pct, seed=seed, fp16=fp16, command=' '.join(sys.argv)), recipe)
+        _run(learn, dict(pictures=str(pictures), arch=arch, size=size, valid_pct=valid_pct, seed=seed, fp16=fp16, command=' '.join(sys.argv)), recipe)

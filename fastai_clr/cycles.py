@@ -57,66 +57,81 @@ class CycleScheduler(Callback):
         if event_name=='before_fit': self.run = not any(isinstance(o, LRFinder) for o in self.learn.cbs)
         return super().__call__(event_name)
 
-    def before_fit(self):
-        self.per_epoch,self.is_open = len(self.dls.train),False
-        self._check()
-        self.total = self.main.n_batches(self.per_epoch)
-        self.announces = self is min(self._peers(CycleScheduler), key=lambda o: 'lr' not in o.scheds)
-        self.hps = {k:[] for k in self.scheds}
-        if hasattr(self.learn, 'recorder'): self.recorder.hps = {}
+# %% ../nbs/02_cycles.ipynb #129be383
+@patch
+def before_fit(self:CycleScheduler):
+    self.per_epoch,self.is_open = len(self.dls.train),False
+    self._check()
+    self.total = self.main.n_batches(self.per_epoch)
+    self.announces = self is min(self._peers(CycleScheduler), key=lambda o: 'lr' not in o.scheds)
+    self.hps = {k:[] for k in self.scheds}
+    if hasattr(self.learn, 'recorder'): self.recorder.hps = {}
 
-    def _peers(self, *types): return [o for o in self.learn.cbs if isinstance(o, types)]
+@patch
+def _peers(self:CycleScheduler, *types): return [o for o in self.learn.cbs if isinstance(o, types)]
 
-    def _check(self):
-        for cb in self._peers(CycleScheduler, ParamScheduler):
-            both = set(self.scheds) & set(getattr(cb, 'scheds', ())) if cb is not self else ()
-            if both: raise ValueError(f"only one scheduler may drive `{min(both)}` in a fit, got {self} and {cb}: remove one of them")
-        for k,s in self.scheds.items(): self._check_sched(k, s)
+@patch
+def _check(self:CycleScheduler):
+    for cb in self._peers(CycleScheduler, ParamScheduler):
+        both = set(self.scheds) & set(getattr(cb, 'scheds', ())) if cb is not self else ()
+        if both: raise ValueError(f"only one scheduler may drive `{min(both)}` in a fit, got {self} and {cb}: remove one of them")
+    for k,s in self.scheds.items(): self._check_sched(k, s)
 
-    def _check_sched(self, k, s):
-        if not _uses(self.opt, k):
-            used = sorted(o for o in self.opt.hypers[0] if _uses(self.opt, o))
-            raise ValueError(f"`{k}` is not a hyper-parameter that this optimizer uses: it uses {', '.join(used)}")
-        if k=='lr': _check_lr(s)
-        n,groups = _n_groups(s),len(self.opt.hypers)
-        if n not in (1,groups): raise ValueError(f"the schedule of `{k}` has values for {n} parameter groups, the optimizer has {groups}")
-        end = s.bounds(self.per_epoch, None if s.n_epochs is not None else self.n_epoch*self.per_epoch)[-1]
-        main_end = self.main.n_batches(self.per_epoch) or end
-        if math.ceil(end/self.per_epoch)!=self.n_epoch or end<main_end:
-            raise ValueError(f"the schedule of `{k}` lasts {s.n_epochs:g} epochs, the fit {self.n_epoch}: they must be equal")
+# %% ../nbs/02_cycles.ipynb #525e64cc
+@patch
+def _check_sched(self:CycleScheduler, k, s):
+    if not _uses(self.opt, k):
+        used = sorted(o for o in self.opt.hypers[0] if _uses(self.opt, o))
+        raise ValueError(f"`{k}` is not a hyper-parameter that this optimizer uses: it uses {', '.join(used)}")
+    if k=='lr': _check_lr(s)
+    n,groups = _n_groups(s),len(self.opt.hypers)
+    if n not in (1,groups): raise ValueError(f"the schedule of `{k}` has values for {n} parameter groups, the optimizer has {groups}")
+    end = s.bounds(self.per_epoch, None if s.n_epochs is not None else self.n_epoch*self.per_epoch)[-1]
+    main_end = self.main.n_batches(self.per_epoch) or end
+    if math.ceil(end/self.per_epoch)!=self.n_epoch or end<main_end:
+        raise ValueError(f"the schedule of `{k}` lasts {s.n_epochs:g} epochs, the fit {self.n_epoch}: they must be equal")
 
-    def before_batch(self):
-        b = self.epoch*self.per_epoch + self.iter
-        for k,s in self.scheds.items():
-            v = s.at(b, self.per_epoch)
-            self.opt.set_hyper(k, v.tolist() if isinstance(v, np.ndarray) else v)
-        self.cycle,self.cycle_start,self.cycle_stop = self.main.cycle_at(b, self.per_epoch)
-        self.cycle_batch,self.is_open = b-self.cycle_start,True
+# %% ../nbs/02_cycles.ipynb #d091c0ba
+@patch
+def before_batch(self:CycleScheduler):
+    b = self.epoch*self.per_epoch + self.iter
+    for k,s in self.scheds.items():
+        v = s.at(b, self.per_epoch)
+        self.opt.set_hyper(k, v.tolist() if isinstance(v, np.ndarray) else v)
+    self.cycle,self.cycle_start,self.cycle_stop = self.main.cycle_at(b, self.per_epoch)
+    self.cycle_batch,self.is_open = b-self.cycle_start,True
 
-    @property
-    def is_last_batch(self)->bool: # True while the last batch of a cycle is trained
-        "Whether this is the last batch of its cycle"
-        return self.cycle_start+self.cycle_batch+1==self.cycle_stop
+@patch(as_prop=True)
+def is_last_batch(self:CycleScheduler)->bool: # True while the last batch of a cycle is trained
+    "Whether this is the last batch of its cycle"
+    return self.cycle_start+self.cycle_batch+1==self.cycle_stop
 
-    def after_batch(self):
-        for k,v in self.hps.items(): v.append(self.opt.hypers[-1][k])
-        done = self.cycle_start+self.cycle_batch+1
-        if done==self.cycle_stop and done%self.per_epoch: self._announce()
-        if done==self.total and done%self.per_epoch: raise CancelTrainException()
+# %% ../nbs/02_cycles.ipynb #5fdd3630
+@patch
+def after_batch(self:CycleScheduler):
+    for k,v in self.hps.items(): v.append(self.opt.hypers[-1][k])
+    done = self.cycle_start+self.cycle_batch+1
+    if done==self.cycle_stop and done%self.per_epoch: self._announce()
+    if done==self.total and done%self.per_epoch: raise CancelTrainException()
 
-    def after_cancel_train(self):
-        "The last cycle ended inside the epoch: the recorder's row is to be whole all the same"
-        if self.is_open is False and self.cycle_stop==self.total and hasattr(self.learn, 'recorder'): self.recorder.cancel_train = False
+@patch
+def after_cancel_train(self:CycleScheduler):
+    "The last cycle ended inside the epoch: the recorder's row is to be whole all the same"
+    if self.is_open is False and self.cycle_stop==self.total and hasattr(self.learn, 'recorder'): self.recorder.cancel_train = False
 
-    def after_epoch(self):
-        if self.is_open and (self.epoch+1)*self.per_epoch>=self.cycle_stop: self._announce()
+@patch
+def after_epoch(self:CycleScheduler):
+    if self.is_open and (self.epoch+1)*self.per_epoch>=self.cycle_stop: self._announce()
 
-    def _announce(self):
-        self.is_open = False
-        if self.announces: self.learn('after_cycle')
+# %% ../nbs/02_cycles.ipynb #c01dc614
+@patch
+def _announce(self:CycleScheduler):
+    self.is_open = False
+    if self.announces: self.learn('after_cycle')
 
-    def after_fit(self):
-        if hasattr(self.learn, 'recorder'): self.recorder.hps = {**self.recorder.hps, **self.hps}
+@patch
+def after_fit(self:CycleScheduler):
+    if hasattr(self.learn, 'recorder'): self.recorder.hps = {**self.recorder.hps, **self.hps}
 
 # %% ../nbs/02_cycles.ipynb #164a9382
 def peak_lrs(
@@ -182,6 +197,7 @@ class SGDR(_Everyday):
         super().__init__(CosineRestarts, lr_max, moms, n_cycles=None, cycle_len=cycle_len, cycle_mult=cycle_mult, lr_min=lr_min,
                          cycle_decay=cycle_decay, warmup_pct=warmup_pct)
 
+# %% ../nbs/02_cycles.ipynb #89d989c3
 class CLR(_Everyday):
     "Cyclical learning rates (arXiv:1506.01186) for as long as the fit lasts"
     def __init__(self,

@@ -9,17 +9,12 @@ __all__ = ['demo_pictures', 'demo_weights', 'Pictures', 'find_pictures', 'pick_d
            'picture_learner']
 
 # %% ../nbs/10_data.ipynb #5140cb30
-import difflib
-import shutil
-import warnings
+import difflib, shutil, warnings
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from urllib.error import URLError
-import numpy as np
-import pandas as pd
-import torch
-import torchvision
+import numpy as np, pandas as pd, torch, torchvision
 from fastcore.meta import delegates
 from fastcore.parallel import parallel
 from PIL import Image
@@ -93,6 +88,7 @@ def _from_folder(path):
     res = Pictures(path, files, [f.parent.name for f in files], [f.parent.parent.name=='valid' for f in files] if split else None)
     return res.keep([f not in set(deep) for f in files]) if deep else res
 
+# %% ../nbs/10_data.ipynb #7e95cbec
 def _from_csv(path):
     df = pd.read_csv(path, dtype={'file': str, 'label': str}, keep_default_na=False)
     missing = {'file','label'}-set(df.columns)
@@ -172,6 +168,7 @@ def picture_dls(
     dls.skipped = pics.skipped
     return dls
 
+# %% ../nbs/10_data.ipynb #f5a5dc15
 def _workers(device): return 0 if device.type=='cpu' else None   # on CPU the network itself keeps every core busy
 
 # %% ../nbs/10_data.ipynb #e11ba0d9
@@ -219,6 +216,7 @@ def _load_body(learn, arch, sd):
     learn.dls.add_tfms([Normalize.from_stats(*meta.get('stats', imagenet_stats))], 'after_batch')
     learn.freeze()
 
+# %% ../nbs/10_data.ipynb #9b92fafe
 def _is_network(e):
     "Whether `e`, or what caused it, comes from trying to reach another machine"
     while e is not None:
@@ -226,6 +224,7 @@ def _is_network(e):
         e = e.__cause__ or e.__context__
     return False
 
+# %% ../nbs/10_data.ipynb #9c60464f
 @delegates(vision_learner, but='pretrained,weights,path,metrics')
 def picture_learner(
     dls:DataLoaders, # Pictures, such as `picture_dls` gives

@@ -8,8 +8,7 @@ Docs: https://example.github.io/fastai_clr/fit.html.md"""
 __all__ = []
 
 # %% ../nbs/05_fit.ipynb #8005c5cd
-import math
-import numpy as np
+import math, numpy as np
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.learner import Learner

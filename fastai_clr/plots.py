@@ -8,10 +8,8 @@ Docs: https://example.github.io/fastai_clr/plots.html.md"""
 __all__ = ['plot_values', 'plot_lr_find', 'plot_losses', 'plot_metric_by_step', 'plot_confusion']
 
 # %% ../nbs/00_plots.ipynb #99047ded
-import math
 from collections.abc import Sequence
-import matplotlib.pyplot as plt
-import numpy as np
+import matplotlib.pyplot as plt, numpy as np
 
 # %% ../nbs/00_plots.ipynb #20cfb9ce
 def _axis(ax, figsize=(6,3)): return plt.subplots(figsize=figsize)[1] if ax is None else ax

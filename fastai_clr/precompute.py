@@ -8,14 +8,12 @@ Docs: https://example.github.io/fastai_clr/precompute.html.md"""
 __all__ = ['split_model', 'store_parts', 'Rows', 'RowsDL', 'StaleActivations', 'HeadLearner']
 
 # %% ../nbs/08_precompute.ipynb #5783a429
-import tempfile
-import time
-import warnings
+import tempfile, time, warnings
 from contextlib import contextmanager
+from functools import partial
 from inspect import getclosurevars, signature
 from pathlib import Path
-import numpy as np
-import torch
+import numpy as np, torch
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastprogress.fastprogress import progress_bar
@@ -67,11 +65,12 @@ def _describe_tfm(t):
     if type(t) is Transform: return {'transform': [_describe_enc(m.implementation) for m in t.encodes.methods]}
     return _describe_made(t)
 
+# %% ../nbs/08_precompute.ipynb #dec9a71b
 def _describe_pipe(fs):
     "Transforms that are active outside training"
     return [_describe_tfm(o) for o in fs if isinstance(o, AffineCoordTfm) or getattr(o, 'split_idx', None)!=0]
 
-# %% ../nbs/08_precompute.ipynb #dec9a71b
+# %% ../nbs/08_precompute.ipynb #5e46f4a5
 def _hash_items(ds, root):
     "Count and hash of the items of a data set: files by name, size and content"
     if isinstance(ds, TensorDataset): return {'n': len(ds), 'hash': hash_bytes(*[hash_array(o).encode() for o in ds.tensors])}
@@ -89,6 +88,7 @@ def _hash_targets(ds, n_inp):
     if isinstance(ds, TensorDataset): return None   # hashed with the items
     return hash_bytes(*[hash_array(torch.as_tensor(o)).encode() for tl in ds.tls[n_inp:] for o in tl])
 
+# %% ../nbs/08_precompute.ipynb #7bb8756f
 def _pipes(dl, n_inp):
     "All that is done to an item on its way into the body, outside training"
     pipes = [tl.tfms.fs for tl in dl.dataset.tls[:n_inp]] if isinstance(dl.dataset, Datasets) else []
@@ -130,9 +130,10 @@ def _clean(dl, bs):
 
 def _forward(learn, m, xb):
     "Output of `m` as the learner would compute it outside training"
-    with torch.inference_mode(), torch.autocast(xb[0].device.type, enabled=hasattr(learn, 'mixed_precision')):
-        return m(*xb)
+    mixed = hasattr(learn, 'mixed_precision')
+    with torch.inference_mode(), torch.autocast(xb[0].device.type, enabled=mixed): return m(*xb)
 
+# %% ../nbs/08_precompute.ipynb #7358f6ce
 def _extract(learn, features, name, dl, dtype, bs, writer):
     "Write the activations and targets of one data set"
     n,done = len(dl.dataset),0
@@ -163,6 +164,7 @@ class RowsDL(DataLoader):
 
 class StaleActivations(RuntimeError): "Raised when the body is no longer what the activations were made with"
 
+# %% ../nbs/08_precompute.ipynb #1a4d270e
 def _drop_state(opt, ps):
     "Forget what optimizer `opt` knows of the parameters `ps`, but for fastai's flags"
     while opt is not None:
@@ -242,7 +244,7 @@ def precompute(self:Learner,
         warnings.warn(f"these activations can't be kept for another time, since {e}")
         tmp = tempfile.TemporaryDirectory()
         root,parts = Path(tmp.name),dict(body=hash_module(features))
-    store,say = ActivationStore.find(root, parts),self.logger if self.logger is print else lambda *a: None
+    store,say = ActivationStore.find(root, parts),partial(print, flush=True) if self.logger is print else lambda o: None
     if store is None: store = _make_store(self, features, dtype, bs, root, parts, say)
     else: say(f'Found the activations of {_count(store)} items in {store.folder}')
     res = HeadLearner(self, features, head, store, bs)

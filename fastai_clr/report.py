@@ -8,15 +8,10 @@ Docs: https://example.github.io/fastai_clr/report.html.md"""
 __all__ = ['figures', 'render']
 
 # %% ../nbs/12_report.ipynb #867f3714
-import base64
-import io
-import json
-import os
+import base64, io, json, os
 from dataclasses import asdict
 from pathlib import Path
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import patch
 from jinja2 import Environment
 from PIL import Image
@@ -44,6 +39,7 @@ def _starts(r):
     steps = [o['step'] for o in r.batches]
     return [i for i,s in enumerate(steps) if i==0 or s!=steps[i-1]]
 
+# %% ../nbs/12_report.ipynb #0277a4b6
 def _epoch_ends(r):
     first = {r.batches[i]['step']:i for i in _starts(r)}
     return [first[o['step']]+o['batches'] for o in r.epochs]
@@ -77,17 +73,17 @@ _page = """<!doctype html>
 <title>{{ title }}</title>
 <style>
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 .big { font-size: 2.4rem; font-weight: 600; } .note { opacity: .75; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { overflow-wrap: normal; text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td.n, th.n { text-align: right; } tbody tr:hover { background: var(--soft); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem; }
-figure { margin: 0; } figure img { width: 100%; height: auto; background: #fff; border-radius: 4px; } figcaption { font-size: .9rem; }
+figure { margin: 0; min-width: 0; } figure img { width: 100%; height: auto; background: #fff; border-radius: 4px; } figcaption { font-size: .9rem; }
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }
 .mistakes img { width: 100%; height: 9rem; object-fit: contain; background: var(--soft); image-rendering: pixelated; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { font-weight: 600; } dd { margin: 0; min-width: 0; }
 </style></head><body>
 <h1>{{ title }}</h1>
 {% if r.finished and final %}<p><span class="big">{{ '%.2f%%' % (100*final.metric) if percent else '%.4f' % final.metric }}</span> {{ r.metric_name }} on the validation set, after {{ '%.0f' % seconds }} seconds</p>

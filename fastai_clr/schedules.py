@@ -32,6 +32,7 @@ def _count(name, v):
 
 def _length(name, v): return _number(name, v, lambda o: o>0, 'a number of epochs above 0')
 
+# %% ../nbs/01_schedules.ipynb #f8c432d7
 def _bound(name, v):
     "A bound as a float, or a tuple with a float a parameter group"
     accepts = 'a finite number, or one a parameter group'
@@ -250,6 +251,7 @@ class ExpDecay(_Decay):
 
     def _factor(self, batch, n_iter): return math.exp(-self.k*batch/n_iter)
 
+# %% ../nbs/01_schedules.ipynb #fd24fb6f
 @dataclass(frozen=True)
 class InverseTimeDecay(_Decay):
     "$\\eta_0/(1+kt)$ with $t$ in epochs, updated per batch"

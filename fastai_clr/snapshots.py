@@ -8,14 +8,9 @@ Docs: https://example.github.io/fastai_clr/snapshots.html.md"""
 __all__ = ['SnapshotSaver', 'StopOnOverfit']
 
 # %% ../nbs/03_snapshots.ipynb #782bb97e
-import copy
-import json
-import math
-import os
+import json, math, os
 from pathlib import Path
-import numpy as np
-import pandas as pd
-import torch
+import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner

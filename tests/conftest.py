@@ -31,3 +31,25 @@ def bare_python(tmp_path_factory):
     p = subprocess.run([py, '-c', 'import fastai_clr'], cwd=path, capture_output=True, text=True)
     assert "No module named 'fastai_clr'" in p.stderr, 'fastai_clr is there: install it editable (pip install -e .) to run this test'
     return py
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory):
+    "200 of scikit-learn's handwritten digits as PNG files in ten class folders; for reading only"
+    from fastai_clr.data import demo_pictures
+    return demo_pictures(tmp_path_factory.mktemp('pictures')/'digits', n=200)
+
+@pytest.fixture(scope='session')
+def weights(tmp_path_factory):
+    "The ImageNet weights of timm's `tf_efficientnet_lite0` as a file"
+    from fastai_clr.data import demo_weights
+    return demo_weights(tmp_path_factory.mktemp('weights'))
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    "A disk of 1 MB"
+    p = tmp_path/'disk'
+    p.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', p], capture_output=True).returncode:
+        pytest.skip('a small disk can only be mounted by root')
+    yield p
+    run('umount', p)

@@ -27,8 +27,8 @@ def output(o, i, j, imgs):
             f = imgs/f'cell-{i}-output-{j}.png'
             f.write_bytes(b64decode(d['image/png']))
             return f'![]({f.relative_to(imgs.parents[1]).as_posix()})'
-        for k in 'text/markdown','text/html':
-            if k in d: return _style.sub('', ''.join(d[k])).strip()
+        for k in 'text/html','text/markdown':
+            if k in d: return _style.sub('', ''.join(d[k])).replace('<div></div>', '').strip()
         txt = ''.join(d.get('text/plain', ''))
     return '\n'.join(f'    {l}'.rstrip() for l in txt.rstrip().splitlines())
 

@@ -1,0 +1,24 @@
+"Write a benchmark's section of RESULTS.md, with machine, versions, date and command"
+import os, platform, re
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+file = Path(__file__).with_name('RESULTS.md')
+HEAD = '# Results\n\nEach section was written by the command it names.\n'
+
+def machine():
+    "Processor, cores and memory, where the system tells"
+    cpu = Path('/proc/cpuinfo')
+    name = re.search(r'model name\s*: (.*)', cpu.read_text()) if cpu.exists() else None
+    mem = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else 0
+    return f"{name[1] if name else platform.processor() or platform.machine()}, {os.cpu_count()} cores, {mem:.0f} GiB"
+
+def write_section(title, command, body):
+    "Replace or append the section `title`"
+    versions = ', '.join([f'Python {platform.python_version()}', *[f'{o} {version(o)}' for o in ('fastai','torch','torchvision','timm')]])
+    section = f'\n## {title}\n\n`python benchmarks/{command.strip()}`, {date.today()}, on {machine()}; {versions}.\n\n{body}\n'
+    old = file.read_text(encoding='utf-8') if file.exists() else HEAD
+    parts = [o for o in re.split(r'(?=^\n?## )', old, flags=re.M) if not o.strip().startswith(f'## {title}\n')]
+    file.write_text(''.join(parts).rstrip('\n')+'\n'+section, encoding='utf-8')
+    print(section)

@@ -1,0 +1,159 @@
+"`clr_train` as a user runs it: a process, its output, its exit status, and what it leaves behind"
+import json, os, re, shutil, signal, subprocess, sys
+from pathlib import Path
+import pandas as pd, pytest
+from fastai_clr import cli
+
+exe = Path(sys.executable).with_name('clr_train')
+FAST = '--size 32 --head-epochs 1 --head-cycles 1 --cycles 1'.split()
+
+def clr_train(*args, **kw):
+    "Run the command; its exit status, standard output and standard error"
+    p = subprocess.run([exe, *map(str, args)], capture_output=True, text=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'}, **kw)
+    return p.returncode,p.stdout,p.stderr
+
+def refused(out, *args, says, status=1):
+    "The command must refuse `args` in one sentence that matches `says`, and write nothing to `out`"
+    rc,_,err = clr_train(*args, '--out', out)
+    assert rc==status and re.search(says, err) and 'Traceback' not in err, err
+    assert len([l for l in err.splitlines() if l.startswith('clr_train:')])==1
+    assert not Path(out).exists()
+
+def listing(path): return sorted((str(o.relative_to(path)), o.stat().st_mtime_ns, o.stat().st_size) for o in Path(path).rglob('*'))
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+    "A folder in which a short demo was run, and what the command printed"
+    out = tmp_path_factory.mktemp('demo')/'run'
+    rc,stdout,err = clr_train('--demo', '--out', out, *FAST)
+    assert rc==0, err
+    return out,stdout
+
+def test_demo_writes_what_it_says(demo):
+    out,stdout = demo
+    assert {'export.pkl','report.html','report.json','history.csv','figures','pictures'} <= {o.name for o in out.iterdir()}
+    for n in range(1,9): assert f'Step {n} of 8' in stdout
+    assert re.search(r'step +title +lr +epochs +seconds +train_loss +valid_loss +accuracy', stdout)
+    r = json.loads((out/'report.json').read_text())
+    assert r['finished'] and r['settings']['arch']=='tf_efficientnet_lite0' and r['settings']['seed']==42 and '--demo' in r['settings']['command']
+    assert set(r['versions'])=={'python','fastai_clr','fastai','torch','torchvision'}
+    assert len(pd.read_csv(out/'history.csv'))==sum(o['epochs'] for o in r['steps'] if o['epochs'])
+    assert not list(out.rglob('*.tmp')) and not list(out.glob('.export*'))
+
+def test_export_opens_without_this_package(demo, bare_python, tmp_path):
+    picture = next((demo[0]/'pictures/7').iterdir())
+    code = f"""
+import sys, warnings
+warnings.simplefilter('ignore')
+from fastai.learner import load_learner
+learn = load_learner({str(demo[0]/'export.pkl')!r})
+label,i,probs = learn.predict({str(picture)!r})
+assert not [o for o in sys.modules if o.startswith('fastai_clr')]
+print('RESULT', label, int(i), len(probs), round(float(probs.sum()), 4))"""
+    out = subprocess.run([bare_python, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert out.returncode==0, out.stderr
+    label,i,n,total = re.search(r'RESULT (\S+) (\d+) (\d+) (\S+)', out.stdout).groups()
+    assert label==i and (n,total)==('10','1.0')
+
+def test_out_that_is_taken(demo, tmp_path):
+    before = listing(demo[0])
+    rc,_,err = clr_train('--demo', '--out', demo[0])
+    assert rc==1 and 'is not empty' in err and '--overwrite' in err and listing(demo[0])==before
+    (tmp_path/'mine.txt').write_text('keep me')
+    rc,_,err = clr_train('--demo', '--out', tmp_path, '--overwrite')
+    assert rc==1 and "clr_train didn't write" in err and [o.name for o in tmp_path.iterdir()]==['mine.txt']
+
+def test_own_pictures_overwrite_and_untouched_input(digits, weights, tmp_path):
+    (tmp_path/'pictures').mkdir()
+    src = shutil.copytree(digits, tmp_path/'pictures/my digits')
+    (src/'0/notes.txt').write_text('no picture')
+    bad = next(o for o in (src/'1').iterdir())
+    bad.write_bytes(bad.read_bytes()[:30])
+    before,out = listing(src),tmp_path/'out'
+    args = [src, '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--no-flip', '--bs', 32, '--out', out, *FAST]
+    rc,stdout,err = clr_train(*args)
+    assert rc==0 and listing(src)==before, err
+    assert re.search(r'Warning: left out 2 files .*0/notes.txt', err) and bad.name in err
+    (out/'own.txt').write_text('keep me')
+    rc,stdout,err = clr_train(*args, '--overwrite', '--seed', 1)
+    assert rc==0 and (out/'own.txt').read_text()=='keep me', err
+    assert json.loads((out/'report.json').read_text())['settings']['seed']==1
+
+def test_bad_folders(tmp_path, digits):
+    out,empty,one,none = tmp_path/'out',tmp_path/'empty',tmp_path/'one',tmp_path/'none'
+    empty.mkdir()
+    shutil.copytree(digits/'0', one/'0')
+    for o in ('a/x.txt','b/y.png'):
+        (none/o).parent.mkdir(parents=True)
+        (none/o).write_text('not a picture')
+    refused(out, tmp_path/'nowhere', says="doesn't exist")
+    refused(out, empty, says='holds no pictures')
+    refused(out, one, says="holds only the class '0'")
+    refused(out, none, says='(?s)left out 2 files.*holds no pictures')
+
+@pytest.mark.parametrize('args,says', [
+    (['--size','0'], '`size` must be a whole number above 0, got 0'), (['--bs','-1'], '`bs` must be .* got -1'),
+    (['--valid-pct','1.5'], '`valid_pct` must be a fraction'), (['--arch','resnet35'], "did you mean .*resnet34"),
+    (['--device','cuda:99'], "`device` 'cuda:99' is not to be had"), (['--weights','nowhere.pth'], "`weights` nowhere.pth doesn't exist"),
+    (['--arch','resnet18','--fp16','--device','cpu','--no-pretrained'], '`--fp16` needs an NVIDIA GPU')])
+def test_bad_options(digits, tmp_path, args, says): refused(tmp_path/'out', digits, *args, says=says)
+
+def test_weights_of_another_model(digits, weights, tmp_path):
+    refused(tmp_path/'out', digits, '--arch', 'resnet18', '--weights', weights, says="doesn't fit resnet18: .* missing .*conv1.weight")
+
+def test_recipe_options_are_checked_before_training(digits, weights, tmp_path):
+    rc,stdout,err = clr_train(digits, '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--size', 32, '--ratio', 0, '--out', tmp_path/'out')
+    assert rc==1 and '`ratio` must be a number of at least 1, got 0.0' in err and 'Step' not in stdout
+
+@pytest.mark.parametrize('args,says', [(['--size','big'], 'argument --size: invalid int value'), (['--no-such'], 'unrecognized arguments')])
+def test_options_that_argparse_refuses(digits, tmp_path, args, says):
+    rc,_,err = clr_train(digits, *args, '--out', tmp_path/'out')
+    assert rc==2 and says in err and not (tmp_path/'out').exists()
+
+def test_neither_or_both_of_pictures_and_demo(digits, tmp_path):
+    refused(tmp_path/'out', says='pass a folder of pictures, or --demo')
+    refused(tmp_path/'out', digits, '--demo', says='pass a folder of pictures, or --demo')
+
+def test_out_among_the_pictures(digits):
+    before = listing(digits)
+    refused(digits/'out', digits, says='lies inside')
+    assert listing(digits)==before
+
+def test_out_that_is_a_file_or_below_one(digits, tmp_path):
+    (tmp_path/'file').write_text('')
+    rc,_,err = clr_train(digits, '--out', tmp_path/'file')
+    assert rc==1 and 'is a file' in err
+    refused(tmp_path/'file/out', digits, says="can't be made")
+
+def test_no_permission_to_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.os, 'access', lambda *a: False)
+    with pytest.raises(ValueError, match="can't be made: no permission to write in"): cli._check_out(tmp_path/'a/b', None, False)
+
+def test_offline(digits, tmp_path):
+    "No host can be reached: the name of a proxy that isn't there sees to that"
+    env = {k:'http://127.0.0.1:9' for k in ('http_proxy','https_proxy','HTTP_PROXY','HTTPS_PROXY')}
+    for arch in ('resnet18','mobilenetv3_small_100'):
+        p = subprocess.run([exe, digits, '--arch', arch, '--out', tmp_path/'out'], capture_output=True, text=True,
+                           env={**os.environ, **env, 'TORCH_HOME': str(tmp_path/'torch'), 'HF_HOME': str(tmp_path/'hf')})
+        assert p.returncode==1 and f'weights of {arch} could not be downloaded' in p.stderr and 'Traceback' not in p.stderr, p.stderr
+        assert '--weights' in p.stderr and '--no-pretrained' in p.stderr and not (tmp_path/'out').exists()
+
+def test_ctrl_c_keeps_what_is_finished(digits, weights, tmp_path):
+    out = tmp_path/'out'
+    cmd = [exe, digits, '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--size', '32', '--bs', '32', '--head-cycles', '50', '--out', out]
+    p = subprocess.Popen(list(map(str, cmd)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+    for line in p.stdout:
+        if 'Step 4 of 8' in line: break
+    p.send_signal(signal.SIGINT)
+    _,err = p.communicate(timeout=60)
+    assert p.returncode==130 and 'Traceback' not in err and 'Step 4 was not finished' in err, err
+    r = json.loads((out/'report.json').read_text())
+    assert not r['finished'] and [o['step'] for o in r['steps']]==[1,2,3]
+    assert (out/'models/head/snapshots/recipe1-step3/cycle-000.pth').exists() and (out/'report.html').exists()
+    assert not (out/'export.pkl').exists() and not [o for o in out.rglob('.*') if o.name!='.clr_train']
+
+def test_help_names_every_option():
+    rc,out,_ = clr_train('--help')
+    assert rc==0 and out.startswith('usage: clr_train')
+    for o in '--out --arch --size --bs --valid-pct --ratio --head-epochs --cycles --seed --weights --no-pretrained --device --fp16 --demo --overwrite --no-flip'.split():
+        assert o in out

@@ -1,0 +1,58 @@
+"`plots`: each figure from its defaults, on a new axis and on one that is given"
+import matplotlib.pyplot as plt, numpy as np, pytest
+from fastai_clr import plots
+from fastai_clr.plots import plot_confusion, plot_losses, plot_lr_find, plot_metric_by_step, plot_values
+
+calls = dict(plot_values=[[.1,.2,.3]], plot_lr_find=[[1e-3,1e-2,.1], [3,2,1]], plot_losses=[[3,2,1]],
+    plot_metric_by_step=[['head','all'], [.8,.9]], plot_confusion=[[[5,1],[0,3]], ['cat','dog']])
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close('all')
+
+def test_all_are_called(): assert set(calls)==set(plots.__all__)
+
+@pytest.mark.parametrize('name', calls)
+def test_axis(name):
+    f = getattr(plots, name)
+    new = f(*calls[name])
+    assert isinstance(new, plt.Axes)
+    ax = plt.subplots()[1]
+    n = len(plt.get_fignums())
+    assert f(*calls[name], ax=ax) is ax and len(plt.get_fignums())==n
+    assert ax.get_xlabel()==new.get_xlabel()!=''
+
+def test_plot_values_units():
+    ax = plot_values([1.,2,3,4], n_iter=2, bounds=[0,2,4], name='mom')
+    assert ax.lines[0].get_xdata()==pytest.approx([0,.5,1,1.5]) and ax.lines[0].get_ydata()==pytest.approx([1,2,3,4])
+    assert [o.get_xdata()[0] for o in ax.lines[1:]]==[0,1,2]
+    assert (ax.get_xlabel(),ax.get_ylabel())==('epoch','mom')
+    assert plot_values([1.,2]).get_xlabel()=='batch'
+
+@pytest.mark.parametrize('n,labels', [(1,[]), (3,['group 0','group 1','group 2'])])
+def test_plot_values_groups(n, labels):
+    ax = plot_values(np.ones((5,n)))
+    assert len(ax.lines)==n
+    assert [o.get_text() for o in (ax.get_legend().get_texts() if ax.get_legend() else [])]==labels
+
+def test_plot_lr_find():
+    ax = plot_lr_find([1e-3,1e-2], [2,1], lr=5e-3)
+    assert ax.get_xscale()=='log' and ax.lines[1].get_xdata()[0]==5e-3 and ax.get_legend().get_texts()[0].get_text()=='0.005'
+    assert len(plot_lr_find([1e-3,1e-2], [2,1]).lines)==1
+
+def test_plot_losses():
+    assert len(plot_losses([3,2,1]).lines)==1
+    ax = plot_losses([3,2,1,0], [2.5,.5], [2,4])
+    assert ax.lines[1].get_xdata()==pytest.approx([2,4]) and ax.lines[1].get_ydata()==pytest.approx([2.5,.5])
+
+def test_plot_metric_by_step():
+    ax = plot_metric_by_step(['head','all'], [.8,.9], name='accuracy')
+    assert [o.get_text() for o in ax.get_xticklabels()]==['head','all'] and [o.get_text() for o in ax.texts]==['0.800','0.900']
+    assert ax.get_ylabel()=='accuracy'
+
+def test_plot_confusion():
+    ax = plot_confusion(np.array([[3,1],[0,0]]), ['cat','dog'])
+    assert np.asarray(ax.images[0].get_array()).tolist()==[[.75,.25],[0,0]], 'a class without pictures is no division by zero'
+    assert sorted(o.get_text() for o in ax.texts)==['1','3']
+    assert not plot_confusion(np.eye(31), [str(i) for i in range(31)]).texts, 'numbers would not be readable'

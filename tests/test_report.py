@@ -1,0 +1,98 @@
+"The report's files, and its page in a real browser"
+import csv, json, os, shutil
+from html.parser import HTMLParser
+import numpy as np, pytest
+from PIL import Image
+from fastai_clr.recipe import RecipeReport
+from fastai_clr.report import figures, render
+import fastai_clr.report as report_module
+
+EVIL = '<script>document.title="run"</script>&"\''
+
+def make_report(**kw):
+    "A small but whole report, with names that are HTML"
+    steps = [dict(step=s, title=f'step {s}', detail=EVIL if s==4 else '', lr='1.0e-03', epochs=2, seconds=1.5, train_loss=1., valid_loss=.5, metric=.9) for s in (3,4,8)]
+    batches = [dict(step=s, lr=1e-3*(20-i)/20, loss=2-i/20) for s in (3,4,8) for i in range(20)]
+    epochs = [dict(step=s, epoch=i, batches=10*(i+1), train_loss=1., valid_loss=.7-.1*i, accuracy=.8) for s in (3,4,8) for i in range(2)]
+    mistake = dict(true=EVIL, predicted='b', prob=.9, loss=3., name=EVIL, picture=np.full((8,6,3), 200, np.uint8))
+    return RecipeReport(**{**dict(settings={'pictures': EVIL, 'seed': 42}, versions={'torch': '2'}, metric_name='accuracy', steps=steps, batches=batches, epochs=epochs,
+        lr_finds=[dict(step=2, lrs=list(np.logspace(-6,0,50)), losses=list(np.linspace(2,1,50)), lr=1e-3)], vocab=[EVIL,'b'], confusion=[[9,1],[0,10]],
+        mistakes=[mistake, {**mistake, 'picture': None}], finished=True), **kw})
+
+class Tags(HTMLParser):
+    "All tags with their attributes"
+    def __init__(self, page):
+        super().__init__()
+        self.tags = []
+        self.feed(page)
+    def handle_starttag(self, tag, attrs): self.tags.append((tag, dict(attrs)))
+
+def test_files(tmp_path):
+    r = make_report()
+    page = r.save(tmp_path/'new')
+    assert sorted(o.name for o in page.parent.iterdir()) == ['figures','history.csv','report.html','report.json']
+    rows = list(csv.DictReader((page.parent/'history.csv').open()))
+    assert len(rows)==6 and rows[1]['valid_loss']==str(.7-.1)
+    d = json.loads((page.parent/'report.json').read_text())
+    assert d['steps']==r.steps and d['finished'] and d['mistakes'][0]['true']==EVIL and 'picture' not in d['mistakes'][0]
+    pngs = {o.stem for o in (page.parent/'figures').glob('*.png')}
+    assert pngs == {'lr_find_step2','lr','loss','metric','confusion'}
+    assert all(Image.open(o).size[0]>200 for o in (page.parent/'figures').iterdir())
+
+def test_page_is_self_contained_and_escaped():
+    r = make_report()
+    page = render(r, figures(r))
+    tags = Tags(page).tags
+    assert 'script' not in {t for t,_ in tags} and 'link' not in {t for t,_ in tags}
+    images = [a for t,a in tags if t=='img']
+    assert len(images)==6 and all(a['src'].startswith('data:image/png;base64,') and a['alt'] for a in images)
+    assert 'http' not in page
+
+def test_numbers_that_json_lacks(tmp_path):
+    r = make_report()
+    r.epochs[0]['valid_loss'] = float('nan')
+    r.save(tmp_path)
+    assert json.loads((tmp_path/'report.json').read_text(), parse_constant=pytest.fail)['epochs'][0]['valid_loss'] is None
+
+@pytest.mark.parametrize('kw', [dict(steps=[], batches=[], epochs=[], lr_finds=[], confusion=[], vocab=[], mistakes=[], finished=False),
+    dict(finished=False), dict(metric_name=None, confusion=[], mistakes=[])])
+def test_partial_reports(tmp_path, kw):
+    page = make_report(**kw).save(tmp_path).read_text()
+    assert ('Not finished' in page) == (not kw.get('finished', True))
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    r = make_report()
+    r.save(tmp_path)
+    before = (tmp_path/'report.json').read_bytes()
+    def fail(*a): raise OSError('No space left on device')
+    monkeypatch.setattr(report_module.os, 'replace', fail)
+    r.settings['seed'] = 43
+    with pytest.raises(OSError): r.save(tmp_path)
+    assert (tmp_path/'report.json').read_bytes()==before and not [o for o in tmp_path.rglob('.*')]
+
+@pytest.fixture
+def page(tmp_path):
+    "A browser page with the report open, what it complained of, and what it asked of others"
+    exe = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    if exe is None and not os.environ.get('REQUIRE_BROWSER'): pytest.skip('no Chromium here: install it to test the page in a browser')
+    assert exe, 'REQUIRE_BROWSER is set, and there is no Chromium'
+    from playwright.sync_api import sync_playwright
+    args = ['--no-sandbox','--disable-gpu','--disable-background-networking','--disable-component-update','--disable-sync']
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=exe, args=args)
+        page = browser.new_page()
+        page.errors,page.asked = [],[]
+        page.on('console', lambda m: page.errors.append(m.text) if m.type=='error' else None)
+        page.on('pageerror', lambda e: page.errors.append(str(e)))
+        page.on('request', lambda r: page.asked.append(r.url))
+        page.goto(make_report().save(tmp_path).as_uri())
+        yield page
+        browser.close()
+
+def test_in_a_browser(page):
+    assert page.errors==[] and [o for o in page.asked if not o.startswith(('file:','data:'))]==[]
+    assert page.eval_on_selector_all('img', 'l => l.map(o => o.complete && o.naturalWidth>0)') == [True]*6
+    assert page.title().startswith('Training report: <script>')       # shown as text, not run
+    assert page.locator('tbody tr').count()==3
+    page.set_viewport_size(dict(width=390, height=800))
+    assert page.evaluate('document.documentElement.scrollWidth') <= 390
