@@ -45,11 +45,12 @@ class RecipeReport:
     def table(self)->pd.DataFrame: # A row a step
         "The steps as a table"
         df = pd.DataFrame(self.steps, columns=['step','title','lr','epochs','seconds','train_loss','valid_loss','metric'])
-        return df.rename(columns={'metric': self.metric_name or 'metric'})
+        return df.astype({'epochs': 'Int64'}).rename(columns={'metric': self.metric_name or 'metric'})
 
     def __repr__(self):
-        fmt = {'seconds': '{:.1f}'.format, 'train_loss': '{:.4f}'.format, 'valid_loss': '{:.4f}'.format, self.metric_name or 'metric': '{:.4f}'.format}
-        return self.table().to_string(index=False, na_rep='', formatters=fmt, justify='left')
+        num,width = '{:.4f}'.format,max(map(len, _titles.values()))
+        fmt = {'title': f'{{:{width}}}'.format, 'seconds': '{:.1f}'.format, 'train_loss': num, 'valid_loss': num, self.metric_name or 'metric': num}
+        return self.table().fillna({'lr': ''}).to_string(index=False, na_rep='', formatters=fmt, justify='left')
 
     def _repr_html_(self): return self.table().to_html(index=False, na_rep='', float_format='{:.4f}'.format)
 
@@ -193,6 +194,7 @@ def _eight_steps(run, head_epochs, head_cycles, n_cycles, cycle_mult, ratio, pat
     with run.step(1, f'{n_params/1e6:.1f} million parameters, {len(learn.dls.train_ds):,} items for training, {len(learn.dls.valid_ds):,} for validation'): learn.freeze()
     with run.step(2, 'on precomputed activations') as row:
         head = learn.precompute()
+        head.logger = learn.logger
         lr = run.find_lr(row, head, 100, _valley)
     with run.step(3, f'{head_epochs} epochs', lr) as row:
         head.fit_sgdr(1, cycle_len=head_epochs, lr_max=lr, snapshots=f'{name}-step3')

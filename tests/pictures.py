@@ -4,9 +4,13 @@ from pathlib import Path
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import FuncSplitter, parent_label
+from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
+from fastai.vision.learner import vision_learner
+from torch import nn
+from torchvision.models.resnet import BasicBlock
 from fastai_clr.data import picture_dls, picture_learner
 
 def listing(path):
@@ -35,16 +39,22 @@ def plain_dls(path, size=32, bs=20, blocks=(ImageBlock,CategoryBlock), get_items
     block = DataBlock(blocks, get_items=get_items, get_y=get_y, item_tfms=[Resize(size), *item_tfms], **{'splitter': FuncSplitter(every_5th), **kw})
     return block.dataloaders(path, path=path, bs=bs, device='cpu', num_workers=0)
 
-def resnet(dls, path, size=32, arch='resnet18', seed=0, **kw):
-    "A ResNet-18 with random weights, always the same; `dls` may be a folder of pictures"
-    if isinstance(dls, Path): dls = picture_dls(dls, size=size, bs=20, flip=False, device='cpu')
+def net(pretrained=False):
+    "A small residual network, built as torchvision builds its own"
+    down = nn.Sequential(nn.Conv2d(16, 32, 1, 2), nn.BatchNorm2d(32))
+    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Sequential(BasicBlock(16, 16)),
+        nn.Sequential(BasicBlock(16, 32, 2, down)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+def small(dls, path, seed=0, **kw):
+    "A small network with random weights, always the same, that leaves 64 numbers a picture; `dls` may be a folder of pictures"
     set_seed(seed)
-    return quiet(picture_learner(dls, arch, path=path, pretrained=False, **kw))
+    if isinstance(dls, Path): dls = picture_dls(dls, size=32, bs=20, flip=False, device='cpu')
+    return quiet(vision_learner(dls, net, pretrained=False, path=path, **{'metrics': accuracy, **kw}))
 
 def lite0(dls, path, weights, **kw):
     "EfficientNet-Lite0 with its real weights, its body frozen"
-    if isinstance(dls, Path): dls = picture_dls(dls, size=32, bs=32, flip=False, device='cpu')
     set_seed(0)
+    if isinstance(dls, Path): dls = picture_dls(dls, size=32, bs=32, flip=False, device='cpu')
     return quiet(picture_learner(dls, 'tf_efficientnet_lite0', path=path, weights=weights, **kw))
 
 def calls(m):

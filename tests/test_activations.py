@@ -1,5 +1,5 @@
 "Hashes, descriptions, and the store on disk: found by its content, whole or not there"
-import enum, hashlib, json, operator, os, shutil, signal, socket, subprocess, sys
+import enum, hashlib, json, operator, shutil, signal, socket, subprocess, sys
 from functools import partial
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -37,7 +37,8 @@ def test_order_shape_and_dtype_count(make, a, b): assert hash_array(make(a)) != 
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_dtype_counts(dtype): assert len({hash_array(np.zeros(8, o)) for o in DTYPES} | {hash_array(np.zeros(8, dtype))}) == len(DTYPES)
 
-@pytest.mark.parametrize('a', [torch.arange(24.).reshape(2,3,4).permute(2,0,1), torch.arange(20)[::3], torch.ones(1).expand(3), torch.ones(2,3).to(torch.bfloat16).T,
+@pytest.mark.parametrize('a', [torch.arange(24.).reshape(2,3,4).permute(2,0,1), torch.arange(20)[::3], torch.ones(1).expand(3),
+    torch.ones(2,3).to(torch.bfloat16).T,
     nn.Parameter(torch.ones(2,2)).T, np.arange(24).reshape(2,3,4).T, np.arange(20)[::-3], np.asfortranarray(np.ones((2,3))), torch.conj(torch.tensor([1j,2]))])
 def test_strides_do_not_count(a):
     b = a.copy() if isinstance(a, np.ndarray) else a.detach().resolve_conj().contiguous().clone()
@@ -97,20 +98,25 @@ def told(a, b):
     except CannotDescribe: return True
 
 @pytest.mark.parametrize('a,b', [({'a':1,'b':[2]}, {'b':[2],'a':1}), (np.float64(.5), .5), (np.int8(3), 3), (Path('a/b'), PurePosixPath('a/b')),
-    (torch.ones(2), torch.ones(2)), (np.ones((2,2)).T, np.ones((2,2))), ({3,1,2}, {2,3,1}), (partial(named, 1, k=2), partial(named, 1, k=2)), (Colour.RED, Colour(1)),
+    (torch.ones(2), torch.ones(2)), (np.ones((2,2)).T, np.ones((2,2))), ({3,1,2}, {2,3,1}), (partial(named, 1, k=2), partial(named, 1, k=2)), (Colour.RED,
+    Colour(1)),
     (Made.make, Made.make), (function('def f(x): return x+1'), function('def f(x): return x+1')), (torch.device('cpu'), torch.device('cpu'))])
 def test_equal_values_are_described_alike(a, b): assert not told(a, b)
 
-@pytest.mark.parametrize('a,b', [(1,2), (1,True), (1,1.), (0,False), (1,'1'), (None,'None'), (None,0), (.1,.1+1e-17*4), ([1,2],[2,1]), ([1],[[1]]), ({'a':1},{'a':2}),
+@pytest.mark.parametrize('a,b', [(1,2), (1,True), (1,1.), (0,False), (1,'1'), (None,'None'), (None,0), (.1,.1+1e-17*4), ([1,2],[2,1]), ([1],[[1]]),
+    ({'a':1},{'a':2}),
     ({'a':1},{'b':1}), ({1,2},{1,3}), (torch.ones(2), torch.zeros(2)), (torch.ones(2), torch.ones(2).half()), (torch.ones(2), torch.ones(2,1)),
     (torch.float16, torch.float32), (int, float), (Colour.RED, Colour.BLUE), (Colour.RED, Size.RED),
-    (Made.make, Other.make), (named, another), (named, 'named'), (partial(named, 1), partial(named, 2)), (partial(named, k=1), partial(named, k=2)), (partial(named), named),
+    (Made.make, Other.make), (named, another), (named, 'named'), (partial(named, 1), partial(named, 2)), (partial(named, k=1), partial(named, k=2)),
+    (partial(named), named),
     (partial(named), partial(another)), (abs, min), (operator.add, operator.sub)], ids=str)
 def test_different_values_are_told_apart(a, b): assert told(a, b)
 
-@pytest.mark.parametrize('a,b', [('def f(x): return x+1', 'def f(x): return x+2'), ('def f(x): return x+1', 'def f(x): return x-1'), ('def f(x): return x.min()', 'def f(x): return x.max()'),
+@pytest.mark.parametrize('a,b', [('def f(x): return x+1', 'def f(x): return x+2'), ('def f(x): return x+1', 'def f(x): return x-1'),
+    ('def f(x): return x.min()', 'def f(x): return x.max()'),
     ('def f(x, k=1): return x*k', 'def f(x, k=2): return x*k'), ('def f(x, *, k=1): return x*k', 'def f(x, *, k=2): return x*k'),
-    ('def f(x): return [o+1 for o in x]', 'def f(x): return [o+2 for o in x]'), ('def f(x): return [o.min() for o in x]', 'def f(x): return [o.max() for o in x]'),
+    ('def f(x): return [o+1 for o in x]', 'def f(x): return [o+2 for o in x]'), ('def f(x): return [o.min() for o in x]',
+    'def f(x): return [o.max() for o in x]'),
     (_wrapped.format(1), _wrapped.format(2))], ids=['constant','operator','method','default','keyword','inner','inner-method','decorated'])
 def test_changed_functions_are_told_apart(a, b): assert told(function(a), function(b))
 
@@ -122,9 +128,12 @@ def make_class():
     class Local: pass
     return Local
 
-@pytest.mark.parametrize('o,name', [(lambda x: x, '<lambda>'), (make_local(), 'make_local.<locals>.local'), (partial(lambda x: x), '<lambda>'), ({'a': [lambda x: x]}, '<lambda>'),
-    (object(), 'builtins.object'), (Made(), 'Made'), (Made().method, 'method'), (nn.Linear(1,1), 'Linear'), (b'bytes', 'bytes'), (1j, 'complex'), (slice(2), 'slice'),
-    ({'a': 1}.get, 'get'), ([].append, 'append'), (np.datetime64('2020-01-01'), 'date'), (np.complex64(1), 'complex'), (make_class(), 'Local')], ids=lambda o: o if isinstance(o, str) else '')
+@pytest.mark.parametrize('o,name', [(lambda x: x, '<lambda>'), (make_local(), 'make_local.<locals>.local'), (partial(lambda x: x), '<lambda>'),
+    ({'a': [lambda x: x]}, '<lambda>'),
+    (object(), 'builtins.object'), (Made(), 'Made'), (Made().method, 'method'), (nn.Linear(1,1), 'Linear'), (b'bytes', 'bytes'), (1j, 'complex'), (slice(2),
+    'slice'),
+    ({'a': 1}.get, 'get'), ([].append, 'append'), (np.datetime64('2020-01-01'), 'date'), (np.complex64(1), 'complex'), (make_class(), 'Local')],
+    ids=lambda o: o if isinstance(o, str) else '')
 def test_what_cannot_be_told_is_refused_by_name(o, name):
     with pytest.raises(CannotDescribe) as e: describe(o)
     assert name in str(e.value)
@@ -133,7 +142,8 @@ def test_a_set_of_several_types():
     try: assert describe({1,'a',None}) == describe({None,'a',1})
     except CannotDescribe: pass
 
-_plain = st.recursive(st.none()|st.booleans()|st.integers()|st.floats(allow_nan=False)|st.text(), lambda o: st.lists(o)|st.dictionaries(st.text(), o), max_leaves=8)
+_plain = st.recursive(st.none()|st.booleans()|st.integers()|st.floats(allow_nan=False)|st.text(), lambda o: st.lists(o)|st.dictionaries(st.text(), o),
+    max_leaves=8)
 
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(_plain)
@@ -169,7 +179,8 @@ def write(root, parts=PARTS, x=X):
 
 def kept(root): return sorted(o.name for o in root.iterdir())
 
-@pytest.mark.parametrize('x', [X, X.astype(np.float32), np.arange(7), np.ones((5,2,3,1)), np.zeros((0,3), np.float16), np.array([True,False])], ids=lambda o: f'{o.dtype}{o.shape}')
+@pytest.mark.parametrize('x', [X, X.astype(np.float32), np.arange(7), np.ones((5,2,3,1)), np.zeros((0,3), np.float16), np.array([True,False])],
+    ids=lambda o: f'{o.dtype}{o.shape}')
 def test_round_trip(tmp_path, x):
     root = tmp_path/'not'/'there yet'
     for store in write(root, x=x),ActivationStore.find(root, PARTS):
@@ -216,8 +227,10 @@ def test_a_miss_with_a_broken_neighbour(tmp_path):
         (tmp_path/name/'manifest.json').write_text(text)
     assert explain_miss(tmp_path, {**PARTS, 'size': 40}) == ['size']
 
-@pytest.mark.parametrize('damage', [lambda f: f.write_bytes(f.read_bytes()[:-1]), lambda f: f.write_bytes(f.read_bytes()[:20]), lambda f: f.write_bytes(b''), lambda f: f.write_bytes(b'text'),
-    lambda f: np.save(f, X[:3]), lambda f: np.save(f, X.T), lambda f: np.save(f, X.astype(np.int16)), lambda f: np.save(f, X.astype(object)), lambda f: f.unlink(),
+@pytest.mark.parametrize('damage', [lambda f: f.write_bytes(f.read_bytes()[:-1]), lambda f: f.write_bytes(f.read_bytes()[:20]), lambda f: f.write_bytes(b''),
+    lambda f: f.write_bytes(b'text'),
+    lambda f: np.save(f, X[:3]), lambda f: np.save(f, X.T), lambda f: np.save(f, X.astype(np.int16)), lambda f: np.save(f, X.astype(object)),
+    lambda f: f.unlink(),
     lambda f: (f.parent/'manifest.json').write_text('{"parts": {'), lambda f: (f.parent/'manifest.json').write_text('{}')],
     ids=['a byte short', 'no data', 'empty', 'text', 'a row short', 'transposed', 'dtype', 'pickle', 'gone', 'manifest cut', 'manifest empty'])
 def test_damage_is_said(tmp_path, damage):

@@ -132,11 +132,10 @@ def test_no_permission_to_write(tmp_path, monkeypatch):
 def test_offline(digits, tmp_path):
     "No host can be reached: the name of a proxy that isn't there sees to that"
     env = {k:'http://127.0.0.1:9' for k in ('http_proxy','https_proxy','HTTP_PROXY','HTTPS_PROXY')}
-    for arch in ('resnet18','mobilenetv3_small_100'):
-        p = subprocess.run([exe, digits, '--arch', arch, '--out', tmp_path/'out'], capture_output=True, text=True,
-                           env={**os.environ, **env, 'TORCH_HOME': str(tmp_path/'torch'), 'HF_HOME': str(tmp_path/'hf')})
-        assert p.returncode==1 and f'weights of {arch} could not be downloaded' in p.stderr and 'Traceback' not in p.stderr, p.stderr
-        assert '--weights' in p.stderr and '--no-pretrained' in p.stderr and not (tmp_path/'out').exists()
+    p = subprocess.run([exe, digits, '--arch', 'resnet18', '--out', tmp_path/'out'], capture_output=True, text=True,
+        env={**os.environ, **env, 'TORCH_HOME': str(tmp_path/'torch')})
+    assert p.returncode==1 and 'weights of resnet18 could not be downloaded' in p.stderr and 'Traceback' not in p.stderr, p.stderr
+    assert '--weights' in p.stderr and '--no-pretrained' in p.stderr and not (tmp_path/'out').exists()
 
 def test_ctrl_c_keeps_what_is_finished(digits, weights, tmp_path):
     out = tmp_path/'out'

@@ -4,17 +4,16 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest, timm, torch, torch.utils.data as tud
-import fastai_clr.fit   # fit_sgdr
-import fastai.callback.schedule   # lr_find, fit_one_cycle
+import fastai_clr.fit, fastai.callback.schedule   # chkstyle: ignore (they patch Learner)
 from PIL import Image
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.training import BnFreeze
-from fastai.data.block import CategoryBlock, MultiCategoryBlock, RegressionBlock
+from fastai.data.block import MultiCategoryBlock, RegressionBlock
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.data.transforms import IndexSplitter, Normalize, Transform, parent_label
+from fastai.data.transforms import IndexSplitter, Normalize, Transform
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy, accuracy_multi, rmse
@@ -23,26 +22,27 @@ from fastai.torch_core import TensorImage, get_random_states, set_seed
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock, MaskBlock
-from fastai.vision.learner import unet_learner, vision_learner
+from fastai.vision.learner import unet_learner
 from fasttransform import DisplayedTransform, ItemTransform
 from torch import nn
 from torchvision.models import resnet18
 from fastai_clr.activations import CannotDescribe
+from fastai_clr.data import picture_dls, picture_learner
 from fastai_clr.precompute import StaleActivations, split_model, store_parts
 from conftest import root, run
-from pictures import calls, listing, lite0, nudge, plain_dls, png_files, quiet, resnet, some
+from pictures import calls, listing, lite0, nudge, plain_dls, png_files, quiet, small, some
 
 @pytest.fixture
 def few(digits, tmp_path): return some(digits, tmp_path/'pictures')
 
 @pytest.fixture
-def learn(few, tmp_path): return resnet(few, tmp_path/'run')
+def learn(few, tmp_path): return small(few, tmp_path/'run')
 
 @pytest.fixture(scope='module')
 def shared(digits, tmp_path_factory):
     "A learner and its head, which these tests leave as they are"
     path = tmp_path_factory.mktemp('shared')
-    learn = resnet(some(digits, path/'pictures'), path/'run')
+    learn = small(some(digits, path/'pictures'), path/'run')
     return learn,learn.precompute()
 
 def agree(head, learn, rel=1e-5):
@@ -59,7 +59,11 @@ def same_arrays(a, b, **kw):
 
 # Cached equals frozen
 
-MAKE = dict(resnet=lambda p,path,w: resnet(p, path), lite0=lite0)
+def resnet(digits, path, weights):
+    set_seed(0)
+    return quiet(picture_learner(picture_dls(digits, size=32, bs=32, device='cpu'), 'resnet18', path=path, pretrained=False))
+
+MAKE = dict(resnet18=resnet, lite0=lite0)
 
 @pytest.mark.parametrize('dtype,rel', [('float32', 1e-5), ('float16', 2e-3)])
 @pytest.mark.parametrize('make', MAKE.values(), ids=MAKE)
@@ -84,21 +88,20 @@ def by_hand(body, files, size=32, mean=.5, std=.5):
     return np.stack(res)
 
 @pytest.mark.parametrize('dtype,tol', [('float32', 2e-4), ('float16', 2e-3)])
-def test_rows_are_the_features_in_the_order_of_the_items(digits, weights, tmp_path, dtype, tol):
+def test_rows_are_the_features_in_the_order_of_the_items(few, weights, tmp_path, dtype, tol):
     "The picture's way into timm's own model, without fastai and fastai_clr"
-    learn = lite0(digits, tmp_path, weights)
+    learn = lite0(few, tmp_path/'run', weights)
     head,net = learn.precompute(dtype=dtype, bs=13),timm.create_model('tf_efficientnet_lite0').eval()
     net.load_state_dict(torch.load(weights, weights_only=True))
     for k,dl in dict(train=learn.dls.train, valid=learn.dls.valid).items():
         x,y = head.store.arrays[f'{k}_x'],head.store.arrays[f'{k}_y']
         assert x.shape==(len(dl.items),2560) and x.dtype==dtype
-        pick = list(range(0, len(x), 5))
-        np.testing.assert_allclose(x[pick], by_hand(net.forward_features, [dl.items[i] for i in pick]), rtol=tol, atol=tol)
+        np.testing.assert_allclose(x, by_hand(net.forward_features, dl.items), rtol=tol, atol=tol)
         assert y.tolist() == [int(f.parent.name) for f in dl.items]
 
 def test_training_the_head_is_training_the_frozen_model(few, tmp_path):
     "Epoch by epoch the same weights: body in eval mode, no augmentation, the same order of pictures and the same dropout"
-    def make(): return resnet(plain_dls(few), tmp_path/'run', train_bn=False)
+    def make(): return small(plain_dls(few), tmp_path/'run', train_bn=False)
     whole,learn = make(),make()
     whole.freeze()
     head = learn.precompute(dtype='float32')
@@ -106,7 +109,7 @@ def test_training_the_head_is_training_the_frozen_model(few, tmp_path):
         o.dls.train.shuffle = False
         torch.manual_seed(1)
         with o.no_logging(): o.fit(2, 1e-3, cbs=[BnFreeze()] if o is whole else [])
-    assert o.recorder.values[-1] == pytest.approx(whole.recorder.values[-1], rel=1e-3)
+    assert list(o.recorder.values[-1]) == pytest.approx(list(whole.recorder.values[-1]), rel=1e-3)
     for k,v in whole.model.state_dict().items(): torch.testing.assert_close(learn.model.state_dict()[k], v, rtol=1e-3, atol=1e-4, msg=k)
 
 def test_the_modules_are_those_of_the_whole_model(shared):
@@ -116,11 +119,11 @@ def test_the_modules_are_those_of_the_whole_model(shared):
     assert features[0] is learn.model[0] and [type(o).__name__ for o in features[1:]]==['AdaptiveConcatPool2d','Flatten']
     assert head.path==learn.path and head.model_dir==Path('models/head') and head.dls.vocab==learn.dls.vocab
 
-@pytest.mark.parametrize('kw,n', [({},1024), (dict(concat_pool=False),512), (dict(pool=False, custom_head=nn.Sequential(nn.Flatten(), nn.Linear(512,10))),512),
-    (dict(custom_head=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Identity(), nn.Flatten(), nn.Dropout(), nn.Linear(512,10))),512),
-    (dict(custom_head=nn.Sequential(nn.Conv2d(512,10,1), nn.AdaptiveAvgPool2d(1), nn.Flatten())),(512,1,1))], ids=['concat','avg','flatten','dropout','conv'])
+@pytest.mark.parametrize('kw,n', [({},64), (dict(concat_pool=False),32), (dict(custom_head=nn.Sequential(nn.Flatten(), nn.Linear(32*64,10))),32*64),
+    (dict(custom_head=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Identity(), nn.Flatten(), nn.Dropout(), nn.Linear(32,10))),32),
+    (dict(custom_head=nn.Sequential(nn.Conv2d(32,10,1), nn.AdaptiveAvgPool2d(1), nn.Flatten())),(32,8,8))], ids=['concat','avg','flatten','dropout','conv'])
 def test_other_heads(few, tmp_path, kw, n):
-    learn = resnet(few, tmp_path/'run', **kw)
+    learn = small(few, tmp_path/'run', **kw)
     head = learn.precompute(dtype='float32')
     assert head.store.arrays['train_x'].shape[1:]==(n if isinstance(n, tuple) else (n,))
     with head.no_logging(): head.fit(1)
@@ -134,7 +137,7 @@ def two_numbers(f): return [number(f), -number(f)]
     (partial(RegressionBlock, 2), two_numbers, rmse, {})], ids=['several labels','a number','two numbers'])
 def test_other_targets(few, tmp_path, block, get_y, metric, kw):
     dls = plain_dls(few, blocks=(ImageBlock,block), get_y=get_y, batch_tfms=aug_transforms())
-    learn = quiet(vision_learner(dls, resnet18, pretrained=False, metrics=metric, path=tmp_path/'run', **kw))
+    learn = small(dls, tmp_path/'run', metrics=metric, **kw)
     head = learn.precompute(dtype='float32')
     with head.no_logging(): head.fit(1)
     agree(head, learn, 1e-5)
@@ -171,19 +174,18 @@ def test_training_the_head_runs_no_pass(learn):
 
 _again = """
 import sys
+import fastai_clr.precompute
 from pathlib import Path
-from pictures import calls, lite0
-learn = lite0(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+from pictures import calls, small
+learn = small(Path(sys.argv[1]), Path(sys.argv[2]))
 n = calls(learn.model[0])
 head = learn.precompute(dtype='float32')
-print(head.store.folder.name, len(n), len(stores:=list(head.store.folder.parent.iterdir())), head.validate()[0])
+print(head.store.folder.name, len(n), len(list(head.store.folder.parent.iterdir())), head.validate()[0])
 """
 
-def test_another_process_finds_it(few, weights, tmp_path):
-    learn = lite0(few, tmp_path/'run', weights)
+def test_another_process_finds_it(few, learn):
     head = learn.precompute(dtype='float32')
-    learn.model[1].load_state_dict(lite0(few, tmp_path/'run', weights).model[1].state_dict())
-    *_,name,n,kept,loss = run(sys.executable, '-c', _again, few, tmp_path/'run', weights, cwd=root/'tests').split()
+    *_,name,n,kept,loss = run(sys.executable, '-c', _again, few, learn.path, cwd=root/'tests').split()
     assert (name,n,kept)==(head.store.folder.name,'1','1') and float(loss)==pytest.approx(head.validate()[0], rel=1e-5)
 
 def test_messages_can_be_turned_off(learn, capsys):
@@ -192,11 +194,10 @@ def test_messages_can_be_turned_off(learn, capsys):
 
 # Misses, and hits
 
-def replace_content(path):
+def replace_content(path, i=0):
     "Another picture under the same name, of the same size in bytes and the same time"
-    f,*others = png_files(path/'3')
-    was,new = f.stat(),min((o.read_bytes() for o in others), key=len)
-    assert len(new)<=was.st_size
+    f = png_files(path)[i]
+    was,new = f.stat(),next(o.read_bytes() for o in png_files(path) if o!=f and o.stat().st_size<=f.stat().st_size)
     f.write_bytes(new.ljust(was.st_size, b'\0'))
     os.utime(f, ns=(was.st_atime_ns, was.st_mtime_ns))
     assert f.stat().st_size==was.st_size and f.stat().st_mtime_ns==was.st_mtime_ns
@@ -205,7 +206,7 @@ def reverse(path): return png_files(path)[::-1]
 def label_of_0_is_1(f): return '1' if f.name=='0000.png' else f.parent.name
 
 MISSES = {   # name: (change of the files, arguments of plain_dls, change of the learner, arguments of precompute, parts)
-    'weight': (None, {}, lambda l: nudge(l.model[0][4][0].conv1.weight), {}, 'body'),
+    'weight': (None, {}, lambda l: nudge(l.model[0][3][0].conv1.weight), {}, 'body'),
     'BatchNorm weight': (None, {}, lambda l: nudge(l.model[0][1].bias), {}, 'body'),
     'BatchNorm statistic': (None, {}, lambda l: nudge(l.model[0][1].running_var), {}, 'body'),
     'layer': (None, {}, lambda l: l.model[0].__setitem__(2, nn.Tanh()), {}, 'architecture'),
@@ -223,12 +224,12 @@ MISSES = {   # name: (change of the files, arguments of plain_dls, change of the
     'pool': (None, {}, lambda l: l.model[1].__setitem__(0, nn.AdaptiveMaxPool2d(1)), {}, 'architecture, cut'),
     'autocast': (None, {}, lambda l: l.add_cb(MixedPrecision()), {}, 'compute')}
 
-def with_pool(learn, pool): learn.model[1] = nn.Sequential(pool, nn.Flatten(), nn.Linear(512, 10))
+def with_pool(learn, pool): learn.model[1] = nn.Sequential(pool, nn.Flatten(), nn.Linear(32, 10))
 
 @pytest.mark.parametrize('files,data,model,kw,parts', MISSES.values(), ids=MISSES)
 def test_misses(few, tmp_path, capsys, files, data, model, kw, parts):
     def make(**kw):
-        learn = resnet(plain_dls(few, **kw), tmp_path/'run')
+        learn = small(plain_dls(few, **kw), tmp_path/'run')
         with_pool(learn, nn.AdaptiveAvgPool2d(1))
         return learn
     was = make().precompute(check=False)
@@ -242,9 +243,8 @@ def test_misses(few, tmp_path, capsys, files, data, model, kw, parts):
     agree(head, learn, 2e-2 if parts=='compute' else 2e-3)
 
 def test_another_split_misses(few, tmp_path):
-    from fastai_clr.data import picture_dls
     for seed in (1,2):
-        learn = resnet(picture_dls(few, size=32, bs=20, seed=seed, device='cpu'), tmp_path/'run')
+        learn = small(picture_dls(few, size=32, bs=20, seed=seed, device='cpu'), tmp_path/'run')
         head = learn.precompute()
         assert head.store.arrays['valid_y'].tolist() == [int(f.parent.name) for f in learn.dls.valid.items]
     assert len(stores(learn)) == 2
@@ -270,9 +270,9 @@ HITS = {   # name: (change of the files, arguments of plain_dls, arguments of re
 
 @pytest.mark.parametrize('files,data,args,model', HITS.values(), ids=HITS)
 def test_hits(few, tmp_path, files, data, args, model):
-    was = resnet(plain_dls(few, batch_tfms=aug_transforms()), tmp_path/'run').precompute()
+    was = small(plain_dls(few, batch_tfms=aug_transforms()), tmp_path/'run').precompute()
     if files: files(few)
-    learn = resnet(plain_dls(few, **{'batch_tfms': aug_transforms(), **data}), tmp_path/'run', **args)
+    learn = small(plain_dls(few, **{'batch_tfms': aug_transforms(), **data}), tmp_path/'run', **args)
     if model: model(learn)
     n = calls(learn.model[0])
     head = learn.precompute()
@@ -283,23 +283,27 @@ def test_moved_pictures_and_another_path_hit(few, learn, tmp_path):
     "A folder of stores may serve many runs, and the pictures may move"
     head = learn.precompute(path=tmp_path/'stores')
     few.rename(tmp_path/'moved')
-    assert resnet(tmp_path/'moved', tmp_path/'run 2').precompute(str(tmp_path/'stores')).store.folder == head.store.folder
+    assert small(tmp_path/'moved', tmp_path/'run 2').precompute(str(tmp_path/'stores')).store.folder == head.store.folder
 
-def test_items_that_only_lead_to_pictures(few, tmp_path):
-    "Items may be rows or names: then the picture behind them has changed, and no file is among the items"
-    def items(path): return [{'file': f.name, 'folder': f.parent.name} for f in png_files(path)]
-    global _folder
-    _folder = few
-    def make(): return resnet(plain_dls(few, get_items=items, get_x=file_of, get_y=folder_of, splitter=IndexSplitter(range(12))), tmp_path/'run')
+FOLDER = None   # of `by_name`
+def rows(path): return [[f, f.parent.name] for f in png_files(path)]
+def names(path): return [f'{f.parent.name}/{f.name}' for f in png_files(path)]
+def first(o): return o[0]
+def second(o): return o[1]
+def by_name(o): return FOLDER/o
+
+@pytest.mark.parametrize('items,get_x,get_y', [(rows, first, second), (names, by_name, first)])
+def test_items_that_only_lead_to_pictures(few, tmp_path, monkeypatch, items, get_x, get_y):
+    "The picture changes, and its file is not among the items"
+    monkeypatch.setitem(globals(), 'FOLDER', few)
+    def features():
+        learn = small(plain_dls(few, get_items=items, get_x=get_x, get_y=get_y, splitter=IndexSplitter(range(12))), tmp_path/'run')
+        return arrays(learn.precompute(check=False))['train_x']
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        was = arrays(make().precompute(check=False))
-        replace_content(few)
-        now = arrays(make().precompute(check=False))
-    assert not np.array_equal(was['train_x'], now['train_x'])
-
-def file_of(o): return _folder/o['folder']/o['file']
-def folder_of(o): return o['folder']
+        warnings.simplefilter('ignore')   # that they can't be kept is fine
+        was = features()
+        replace_content(few, -1)
+        assert not np.array_equal(was, features())
 
 # Transforms
 
@@ -346,19 +350,21 @@ def parts_of(learn, tfm):
     except CannotDescribe: return None
     finally: learn.dls.valid.after_item.fs.pop()
 
-DIFFER = {'argument': (Scale(1), Scale(2)), 'function': (Transform(plus), Transform(minus)), 'partial': (Transform(partial(plus, by=1)), Transform(partial(plus, by=2))),
-    'class': (Scale(1), Hidden(1)), 'callable': (Transform(Callable(1)), Transform(Callable(2))), 'ItemTransform': (ItemTransform(plus), ItemTransform(minus)),
-    'DisplayedTransform': (DisplayedTransform(enc=plus), DisplayedTransform(enc=minus)), 'kwargs': (Loose(by=1), Loose(by=2)),
-    'code of a class': (tfm_class('x+1'), tfm_class('x+2')), 'attribute': (with_attr(Callable(1), 'by', 3), Callable(1)), 'attribute of a transform': (with_attr(tfm_class('x+1'), 'k', 1), tfm_class('x+1')),
-    'mean': (Normalize.from_stats([.5],[.5],cuda=False), Normalize.from_stats([.4],[.5],cuda=False)), 'resize': (Resize(32), Resize(33)), 'method': (Resize(32), Resize(32, 'squish')),
-    'pad': (Resize(32, 'pad', 'zeros'), Resize(32, 'pad', 'border'))}
+DIFFER = {'argument': (Scale(1), Scale(2)), 'function': (Transform(plus), Transform(minus)), 'partial': (Transform(partial(plus, by=1)), Transform(partial(plus,
+    by=2))), 'class': (Scale(1), Hidden(1)), 'callable': (Transform(Callable(1)), Transform(Callable(2))), 'ItemTransform': (ItemTransform(plus),
+    ItemTransform(minus)), 'DisplayedTransform': (DisplayedTransform(enc=plus), DisplayedTransform(enc=minus)), 'kwargs': (Loose(by=1), Loose(by=2)),
+    'code of a class': (tfm_class('x+1'), tfm_class('x+2')), 'attribute': (with_attr(Callable(1), 'by', 3), Callable(1)),
+    'attribute of a transform': (with_attr(tfm_class('x+1'), 'k', 1), tfm_class('x+1')), 'mean': (Normalize.from_stats([.5],[.5],cuda=False),
+    Normalize.from_stats([.4],[.5],cuda=False)), 'resize': (Resize(32), Resize(33)), 'method': (Resize(32), Resize(32, 'squish')), 'pad': (Resize(32, 'pad',
+    'zeros'), Resize(32, 'pad', 'border'))}
 
 @pytest.mark.parametrize('a,b', DIFFER.values(), ids=DIFFER)
 def test_transforms_are_told_apart(shared, a, b):
     a,b = [parts_of(shared[0], o if isinstance(o, Transform) else Transform(o)) for o in (a,b)]
     assert a is None or b is None or a!=b
 
-@pytest.mark.parametrize('a,b', [(Scale(1), Scale(1)), (Resize(32), Resize(32)), (Transform(plus), Transform(plus)), (Transform(plus, split_idx=0), Transform(minus, split_idx=0))])
+@pytest.mark.parametrize('a,b', [(Scale(1), Scale(1)), (Resize(32), Resize(32)), (Transform(plus), Transform(plus)), (Transform(plus, split_idx=0),
+    Transform(minus, split_idx=0))])
 def test_equal_transforms_are_described_alike(shared, a, b): assert parts_of(shared[0], a) == parts_of(shared[0], b) != None
 
 def test_used_transforms_are_described_alike(shared):
@@ -367,9 +373,10 @@ def test_used_transforms_are_described_alike(shared):
     t(Image.new('RGB', (40,20)), split_idx=0)
     assert parts_of(shared[0], t) == was
 
-@pytest.mark.parametrize('tfm,name', [(lambda x: x, '<lambda>'), (Hidden(1), "Hidden doesn't keep its argument `by`"), (Apply(lambda x: x), '<lambda>')], ids=['lambda','hidden','argument'])
+@pytest.mark.parametrize('tfm,name', [(lambda x: x, '<lambda>'), (Hidden(1), "Hidden doesn't keep its argument `by`"), (Apply(lambda x: x), '<lambda>')],
+    ids=['lambda','hidden','argument'])
 def test_what_cannot_be_told_makes_a_store_for_once(few, tmp_path, tfm, name):
-    learn = resnet(plain_dls(few, batch_tfms=[tfm]), tmp_path/'run')
+    learn = small(plain_dls(few, batch_tfms=[tfm]), tmp_path/'run')
     with pytest.warns(UserWarning, match=re.escape(name)): head = learn.precompute(dtype='float32')
     folder = head.store.folder
     assert folder.exists() and not stores(learn)
@@ -392,11 +399,11 @@ def fit_frozen(learn):
     with learn.no_logging(): learn.fit(1)
 
 def load_other(learn):
-    other = resnet(learn.dls, learn.path, seed=1)
+    other = small(learn.dls, learn.path, seed=1)
     other.save('other')
     learn.load('other')
 
-def another(learn): return resnet(learn.dls, learn.path, seed=1).model
+def another(learn): return small(learn.dls, learn.path, seed=1).model
 
 def swap_body(learn): learn.model[0] = another(learn)[0]
 def swap_all(learn): learn.model = another(learn)
@@ -405,11 +412,13 @@ def swap_head(learn): learn.model[1] = another(learn)[1]
 def swap_pool(learn): learn.model[1][0] = nn.AdaptiveAvgPool2d((1,2))
 def swap_layer(learn): learn.model[0][2] = nn.Tanh()
 
-STALE = {'weight': (lambda l: nudge(l.model[0][4][0].conv1.weight), r'4\.0\.conv1\.weight'), 'BatchNorm statistic': (lambda l: nudge(l.model[0][1].running_mean), r'1\.running_mean'),
-    'integer buffer': (lambda l: l.model[0][1].num_batches_tracked.add_(1), 'num_batches_tracked'), 'unfrozen and fitted': (fit_unfrozen, r'\d+ of its weights and statistics'),
-    'frozen and fitted': (fit_frozen, r'\d+ of its weights and statistics'), 'weights loaded': (load_other, r'0\.weight'), 'half': (lambda l: l.model[0].half(), r'0\.weight'),
-    'body replaced': (swap_body, 'replaced|changed'), 'model replaced': (swap_all, 'was replaced'), 'model replaced around the head': (swap_around_head, 'replaced|changed'),
-    'head replaced': (swap_head, 'was replaced'), 'pool replaced': (swap_pool, 'replaced|changed'), 'layer replaced': (swap_layer, 'replaced|changed')}
+STALE = {'weight': (lambda l: nudge(l.model[0][3][0].conv1.weight), r'3\.0\.conv1\.weight'),
+    'BatchNorm statistic': (lambda l: nudge(l.model[0][1].running_mean), r'1\.running_mean'),
+    'integer buffer': (lambda l: l.model[0][1].num_batches_tracked.add_(1), 'num_batches_tracked'), 'unfrozen and fitted': (fit_unfrozen,
+    r'\d+ of its weights and statistics'), 'frozen and fitted': (fit_frozen, r'\d+ of its weights and statistics'), 'weights loaded': (load_other,
+    r'0\.weight'), 'half': (lambda l: l.model[0].half(), r'0\.weight'), 'body replaced': (swap_body, 'replaced|changed'), 'model replaced': (swap_all,
+    'was replaced'), 'model replaced around the head': (swap_around_head, 'replaced|changed'), 'head replaced': (swap_head, 'was replaced'),
+    'pool replaced': (swap_pool, 'replaced|changed'), 'layer replaced': (swap_layer, 'replaced|changed')}
 
 @pytest.mark.parametrize('change,says', STALE.values(), ids=STALE)
 def test_stale_activations_are_refused(learn, change, says):
@@ -441,8 +450,10 @@ class Net(nn.Module):
         self.lin = nn.Linear(3*32*32, 10)
     def forward(self, x): return self.lin(x.flatten(1))
 
-@pytest.mark.parametrize('model,says', [(Net(), 'Net of Linear'), (nn.Sequential(nn.Flatten(), nn.Linear(3072,10), nn.ReLU()), 'Sequential of Flatten, Linear, ReLU'),
-    (nn.Sequential(nn.Flatten(), nn.Linear(3072,10)), 'Sequential of Flatten, Linear'), (nn.Sequential(Net(), nn.Sequential(nn.Identity())), 'a head with parameters'), (nn.Sequential(), 'Sequential')],
+@pytest.mark.parametrize('model,says', [(Net(), 'Net of Linear'), (nn.Sequential(nn.Flatten(), nn.Linear(3072,10), nn.ReLU()),
+    'Sequential of Flatten, Linear, ReLU'),
+    (nn.Sequential(nn.Flatten(), nn.Linear(3072,10)), 'Sequential of Flatten, Linear'), (nn.Sequential(Net(), nn.Sequential(nn.Identity())),
+    'a head with parameters'), (nn.Sequential(), 'Sequential')],
     ids=['net','three','no Sequential','no parameters','empty'])
 def test_other_models_are_refused(few, tmp_path, model, says):
     learn = quiet(Learner(plain_dls(few), model, loss_func=CrossEntropyLossFlat(), path=tmp_path/'run'))
@@ -473,7 +484,8 @@ def tiny(dls, path, body=None, head=None):
     model = nn.Sequential(body, head or nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,2)))
     return quiet(Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=path))
 
-@pytest.mark.parametrize('ds,lasts', [(tensors(), True), (Unknown(tensors()), False), (tud.Subset(tensors(), [1,2,5,7]), False)], ids=['tensors','own','subset'])
+@pytest.mark.parametrize('ds,lasts', [(tensors(), True), (Unknown(tensors()), False), (tud.Subset(tensors(), [1,2,5,7]), False)],
+    ids=['tensors','own','subset'])
 def test_other_data_sets(tmp_path, ds, lasts):
     learn = tiny(DataLoaders(DataLoader(ds, 4, shuffle=True, drop_last=True), DataLoader(ds, 4)), tmp_path)
     with warnings.catch_warnings(record=True) as ws:
@@ -507,7 +519,7 @@ def test_arguments_are_checked_at_the_call(learn, kw):
 
 def scale_last(learn, by):
     "Multiply what the body gives out"
-    bn = learn.model[0][7][1].bn2
+    bn = learn.model[0][4][0].bn2
     with torch.no_grad(): bn.weight.mul_(by), bn.bias.add_(by)
 
 def test_overflow_names_the_way_out(learn):
@@ -530,11 +542,10 @@ def test_the_probe_finds_a_wrong_store(learn):
     with pytest.raises(RuntimeError, match='disagree.*delete'): learn.precompute()
 
 def test_a_disk_too_small_is_said_before_the_work(learn, monkeypatch):
-    "Room for the training set (48 rows of 1,024), not for both: said before the first pass is done"
-    monkeypatch.setattr(shutil, 'disk_usage', lambda o: SimpleNamespace(free=50*1024*2))
+    "Room for the training set (48 rows of 64), not for both: said before the first pass is done"
+    monkeypatch.setattr(shutil, 'disk_usage', lambda o: SimpleNamespace(free=50*64*2))
     n = calls(learn.model[0])
-    with pytest.raises(OSError, match='MB free'):
-        learn.precompute(bs=4)
+    with pytest.raises(OSError, match='MB free'): learn.precompute(bs=4)
     assert len(n)<=1 and stores(learn)==[]
 
 # All is as it was
@@ -545,7 +556,7 @@ class Stop(Exception): pass
 
 @pytest.mark.parametrize('fails', [0, 2, 4])   # in no pass, in that over the training set, in that over the validation set
 def test_modes_and_data_are_as_before(learn, fails):
-    learn.model[0][5].eval()
+    learn.model[0][3].eval()
     learn.model[1][3].eval()
     was,n,dls = modes(learn.model),calls(learn.model[0]),(learn.dls.train,learn.dls.valid)
     def stop(*a):
@@ -566,11 +577,10 @@ def batches(learn):
 
 def test_training_data_is_as_without(few, tmp_path):
     "The same order and the same augmentation as in a learner that was never precomputed"
-    a,b = resnet(few, tmp_path/'a'),resnet(few, tmp_path/'b')
+    a,b = small(few, tmp_path/'a'),small(few, tmp_path/'b')
     b.precompute()
     one,two = batches(a),batches(b)
-    for (x,y),(x2,y2) in zip(one, two, strict=True):
-        assert torch.equal(y, y2) and torch.equal(x, x2)
+    for (x,y),(x2,y2) in zip(one, two, strict=True): assert torch.equal(y, y2) and torch.equal(x, x2)
     assert not any(torch.equal(x, x2) for (x,_),(x2,_) in zip(one, batches(b)))   # still shuffled anew and augmented
 
 @pytest.mark.parametrize('hit', [False, True])
@@ -584,7 +594,7 @@ def test_random_state_is_left_alone(learn, hit):
 
 def test_a_found_store_trains_like_a_new_one(few, tmp_path):
     def losses():
-        learn = resnet(few, tmp_path/'run')
+        learn = small(few, tmp_path/'run')
         set_seed(1)
         head = learn.precompute()
         with head.no_logging(): head.fit(2)
@@ -595,7 +605,7 @@ def test_nothing_is_written_elsewhere(few, tmp_path, monkeypatch):
     (tmp_path/'here').mkdir()
     monkeypatch.chdir(tmp_path/'here')
     was = listing(few)
-    head = resnet(few, tmp_path/'run').precompute()
+    head = small(few, tmp_path/'run').precompute()
     with head.no_logging():
         head.fit(2, cbs=[SaveModelCallback(), CSVLogger()])
         head.lr_find(show_plot=False)
@@ -607,7 +617,7 @@ def wrapped(*args, **kw): return OptimWrapper(*args, opt=torch.optim.AdamW, **kw
 
 @pytest.mark.parametrize('opt_func', [Adam, wrapped])
 def test_optimizer_forgets_the_head_alone(few, tmp_path, opt_func):
-    learn = resnet(few, tmp_path/'run', opt_func=opt_func)
+    learn = small(few, tmp_path/'run', opt_func=opt_func)
     learn.unfreeze()
     with learn.no_logging(): learn.fit(1)
     head,flags = learn.precompute(),('do_wd','force_train')
@@ -651,6 +661,6 @@ def test_arrays_are_opened_by_numpy_alone(shared):
     learn,head = shared
     folder = head.store.folder
     assert sorted(o.name for o in folder.iterdir()) == ['manifest.json','train_x.npy','train_y.npy','valid_x.npy','valid_y.npy']
-    assert np.load(folder/'train_x.npy', mmap_mode='r', allow_pickle=False).shape==(48,1024)
+    assert np.load(folder/'train_x.npy', mmap_mode='r', allow_pickle=False).shape==(48,64)
     parts = json.loads((folder/'manifest.json').read_text())['parts']
     assert sorted(parts)==['architecture','body','compute','cut','dtype','items','targets','transforms'] and parts['items']['train']['n']==48
