@@ -28,11 +28,13 @@ def _uses(opt, name):
     steps = getattr(opt, 'cbs', None)
     return name in opt.hypers[0] and (steps is None or any(name in signature(o).parameters for o in steps))
 
-def _check_lr(sched):
-    "Refuse a schedule of the lr whose bounds are the wrong way round or below 0"
+def _check_lr(sched, n_cycles):
+    "Refuse a schedule of the lr whose bounds are below 0, or the wrong way round in one of its `n_cycles`"
     hi,lo = (sched.lr_max,sched.lr_min) if hasattr(sched, 'lr_max') else (sched.lr,0.)
     if np.min(lo)<0: raise ValueError(f"`lr_min` must be at least 0 where it drives the lr, got {lo}")
     if np.any(np.asarray(lo)>=np.asarray(hi)): raise ValueError(f"`lr_max` must be above `lr_min` where they drive the lr, got lr_max={hi}, lr_min={lo}")
+    decay = min(1., getattr(sched, 'cycle_decay', 1.))**(n_cycles-1)
+    if np.any(np.asarray(lo)>=np.asarray(hi)*decay): raise ValueError(f"`cycle_decay` of {sched.cycle_decay} takes the peak of cycle {n_cycles-1} to {np.asarray(hi)*decay}, not above `lr_min` of {lo}")
 
 def _n_groups(sched): return max((len(v) for v in vars(sched).values() if isinstance(v, tuple)), default=1)
 
@@ -50,20 +52,21 @@ class CycleScheduler(Callback):
     def set_scheds(self, hypers):
         for k,s in hypers.items():
             if not isinstance(s, Schedule): raise TypeError(f"`{k}` must be a schedule such as CosineRestarts(3, lr_max=1e-2), got {s!r}")
-        self.scheds,self.main = hypers,hypers.get('lr', next(iter(hypers.values())))
+        self.scheds,self.drives,self.main = hypers,set(hypers),hypers.get('lr', next(iter(hypers.values())))
 
     def __call__(self, event_name):
-        "Stand aside while `lr_find` runs: it sets the lr itself"
-        if event_name=='before_fit': self.run = not any(isinstance(o, LRFinder) for o in self.learn.cbs)
+        "Stand aside while `lr_find` runs, which sets the lr itself, and in `validate` and `get_preds`, which fire the events of a fit under the learner's lock"
+        if event_name=='before_fit': self.run = not (self.learn.lock.locked() or any(isinstance(o, LRFinder) for o in self.learn.cbs))
         return super().__call__(event_name)
 
 # %% ../nbs/02_cycles.ipynb #129be383
 @patch
 def before_fit(self:CycleScheduler):
-    self.per_epoch,self.is_open = len(self.dls.train),False
+    self.per_epoch,self.is_open,self.is_over = len(self.dls.train),False,False
     self._check()
     self.total = self.main.n_batches(self.per_epoch)
-    self.announces = self is min(self._peers(CycleScheduler), key=lambda o: 'lr' not in o.scheds)
+    self.announces = self is min(self._peers(CycleScheduler), key=lambda o: 'lr' not in o.drives)
+    if self.announces: self.learn.cycle_scheduler = self   # the one that other callbacks are to ask
     self.hps = {k:[] for k in self.scheds}
     if hasattr(self.learn, 'recorder'): self.recorder.hps = {}
 
@@ -73,7 +76,7 @@ def _peers(self:CycleScheduler, *types): return [o for o in self.learn.cbs if is
 @patch
 def _check(self:CycleScheduler):
     for cb in self._peers(CycleScheduler, ParamScheduler):
-        both = set(self.scheds) & set(getattr(cb, 'scheds', ())) if cb is not self else ()
+        both = set(self.scheds) & set(getattr(cb, 'drives', getattr(cb, 'scheds', ()))) if cb is not self else ()
         if both: raise ValueError(f"only one scheduler may drive `{min(both)}` in a fit, got {self} and {cb}: remove one of them")
     for k,s in self.scheds.items(): self._check_sched(k, s)
 
@@ -83,23 +86,28 @@ def _check_sched(self:CycleScheduler, k, s):
     if not _uses(self.opt, k):
         used = sorted(o for o in self.opt.hypers[0] if _uses(self.opt, o))
         raise ValueError(f"`{k}` is not a hyper-parameter that this optimizer uses: it uses {', '.join(used)}")
-    if k=='lr': _check_lr(s)
     n,groups = _n_groups(s),len(self.opt.hypers)
     if n not in (1,groups): raise ValueError(f"the schedule of `{k}` has values for {n} parameter groups, the optimizer has {groups}")
-    end = s.bounds(self.per_epoch, None if s.n_epochs is not None else self.n_epoch*self.per_epoch)[-1]
-    main_end = self.main.n_batches(self.per_epoch) or end
-    if math.ceil(end/self.per_epoch)!=self.n_epoch or end<main_end:
+    *starts,end = s.bounds(self.per_epoch, None if s.n_epochs is not None else self.n_epoch*self.per_epoch)
+    if k=='lr': _check_lr(s, len(starts))
+    if s.n_epochs is not None and (math.ceil(end/self.per_epoch)!=self.n_epoch or end<(self.main.n_batches(self.per_epoch) or end)):
         raise ValueError(f"the schedule of `{k}` lasts {s.n_epochs:g} epochs, the fit {self.n_epoch}: they must be equal")
 
 # %% ../nbs/02_cycles.ipynb #d091c0ba
 @patch
-def before_batch(self:CycleScheduler):
+def _place(self:CycleScheduler):
+    "The number of this batch, having noted where in its cycle it is"
     b = self.epoch*self.per_epoch + self.iter
+    self.cycle,self.cycle_start,self.cycle_stop = self.main.cycle_at(b, self.per_epoch)
+    self.cycle_batch,self.is_open = b-self.cycle_start,True
+    return b
+
+@patch
+def before_batch(self:CycleScheduler):
+    b = self._place()
     for k,s in self.scheds.items():
         v = s.at(b, self.per_epoch)
         self.opt.set_hyper(k, v.tolist() if isinstance(v, np.ndarray) else v)
-    self.cycle,self.cycle_start,self.cycle_stop = self.main.cycle_at(b, self.per_epoch)
-    self.cycle_batch,self.is_open = b-self.cycle_start,True
 
 @patch(as_prop=True)
 def is_last_batch(self:CycleScheduler)->bool: # True while the last batch of a cycle is trained
@@ -110,14 +118,16 @@ def is_last_batch(self:CycleScheduler)->bool: # True while the last batch of a c
 @patch
 def after_batch(self:CycleScheduler):
     for k,v in self.hps.items(): v.append(self.opt.hypers[-1][k])
-    done = self.cycle_start+self.cycle_batch+1
+    done = self._place()+1
     if done==self.cycle_stop and done%self.per_epoch: self._announce()
-    if done==self.total and done%self.per_epoch: raise CancelTrainException()
+    if done==self.total and done%self.per_epoch:
+        self.is_over = True
+        raise CancelTrainException()
 
 @patch
 def after_cancel_train(self:CycleScheduler):
     "The last cycle ended inside the epoch: the recorder's row is to be whole all the same"
-    if self.is_open is False and self.cycle_stop==self.total and hasattr(self.learn, 'recorder'): self.recorder.cancel_train = False
+    if self.is_over and hasattr(self.learn, 'recorder'): self.recorder.cancel_train = False
 
 @patch
 def after_epoch(self:CycleScheduler):
@@ -141,10 +151,12 @@ def peak_lrs(
     "`lr_max` for each parameter group, by fastai's rules"
     if learn.opt is None: learn.create_opt()
     n,given = len(learn.opt.hypers),lr_max
-    if isinstance(lr_max, (list,tuple,np.ndarray)) and len(lr_max) not in (1,n):
+    if isinstance(lr_max, (np.ndarray,np.generic)): lr_max = lr_max.tolist()
+    if isinstance(lr_max, (list,tuple)) and len(lr_max) not in (1,n):
         raise ValueError(f"`lr_max` must have one value, or one for each of the {n} parameter groups, got {len(lr_max)}: {lr_max}")
     learn.opt.set_hyper('lr', learn.lr if lr_max is None else lr_max)
     res = tuple(h['lr'] for h in learn.opt.hypers)
+    res = tuple(o.item() if isinstance(o, np.generic) else o for o in res)
     if not all(isinstance(o, (int,float)) and math.isfinite(o) and o>0 for o in res): raise ValueError(f"`lr_max` must be finite and above 0, got {given!r}")
     return res[0] if len(set(res))==1 else res
 
@@ -169,7 +181,9 @@ def cycle_hypers(
     "Schedules of the lr, and of the momentum the other way round, with the same cycles"
     res = {'lr': kind(lr_max=peak_lrs(learn, lr_max), **kwargs)}
     if moms is not None:
-        if len(moms)!=2 or not all(0<=o<1 for o in moms): raise ValueError(f"`moms` must be two momenta from 0 to below 1, (at lr_max, at lr_min), got {moms!r}")
+        wrong = f"`moms` must be two momenta from 0 to below 1, (at lr_max, at lr_min), got {moms!r}"
+        if not isinstance(moms, (list,tuple)) or not all(isinstance(o, (int,float)) for o in moms): raise TypeError(wrong)
+        if len(moms)!=2 or not all(0<=o<1 for o in moms): raise ValueError(wrong)
         res['mom'] = kind(lr_max=moms[0], lr_min=moms[1], **{k:v for k,v in kwargs.items() if k not in ('lr_min','cycle_decay')})
     return res
 
@@ -177,6 +191,7 @@ class _Everyday(CycleScheduler):
     def __init__(self, kind, lr_max, moms, **kwargs):
         super().__init__()
         kind(**kwargs)
+        self.drives = {'lr'} if moms is None else {'lr','mom'}
         self.kind,self.peak,self.moms_,self.kwargs = kind,lr_max,moms,kwargs
 
     def before_fit(self):

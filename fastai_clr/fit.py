@@ -24,10 +24,10 @@ def _n_cycles(sched, patience, max_epochs):
     if n is None and (patience is None or max_epochs is None):
         raise ValueError("`n_cycles=None` trains until over-fitting: it needs `patience` and `max_epochs`")
     if max_epochs is None: return n
-    if not max_epochs>=sched._epochs(1): raise ValueError(f"`max_epochs` must leave room for the first cycle of {sched._epochs(1):g} epochs, got {max_epochs!r}")
-    fit = 1
-    while fit<(n or math.inf) and sched._epochs(fit+1)<=max_epochs: fit += 1
-    return fit
+    if isinstance(max_epochs, bool) or not isinstance(max_epochs, (int,float)): raise TypeError(f"`max_epochs` must be a number of epochs, got {max_epochs!r}")
+    if not math.inf>max_epochs>=sched._epochs(1): raise ValueError(f"`max_epochs` must leave room for the first cycle of {sched._epochs(1):g} epochs, got {max_epochs!r}")
+    fit = sched._guess(max_epochs*(1+1e-12))
+    return fit if n is None else min(fit, n)
 
 def _fit(learn, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, **kwargs):
     "`Learner.fit` with hyper-parameters that follow schedules"
@@ -127,6 +127,6 @@ def plot_schedule(self:Learner,
     "Plot `sched` as this Learner's data would drive it: real batches an epoch, cycles marked, total in the title"
     n_iter = len(self.dls.train)
     ax = sched.plot(n_iter, n_epoch and n_epoch*n_iter, ax=ax)
-    n = len(ax.lines[0].get_xdata())
+    n = sched.bounds(n_iter, n_epoch and n_epoch*n_iter)[-1]
     ax.set_title(f'{n:,} batches, {n/n_iter:g} epochs of {n_iter:,}')
     return ax

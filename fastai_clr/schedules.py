@@ -20,8 +20,10 @@ from .plots import plot_values
 def _number(name, v, ok, accepts):
     "`v` if it is a finite number and `ok(v)`; else an error that names the argument and what it accepts"
     if isinstance(v, bool) or not isinstance(v, Real): raise TypeError(f"`{name}` must be {accepts}, got {v!r}")
-    if not (math.isfinite(v) and ok(v)): raise ValueError(f"`{name}` must be {accepts}, got {v!r}")
-    return v
+    try: fine = math.isfinite(v) and ok(v)
+    except OverflowError: fine = False # An integer beyond any float
+    if not fine: raise ValueError(f"`{name}` must be {accepts}, got {v!r}")
+    return int(v) if isinstance(v, Integral) else float(v)
 
 def _count(name, v):
     "`v` if it is a positive whole number or `None`"
@@ -33,11 +35,17 @@ def _count(name, v):
 def _length(name, v): return _number(name, v, lambda o: o>0, 'a number of epochs above 0')
 
 # %% ../nbs/01_schedules.ipynb #f8c432d7
+def _power(a, k):
+    "`a**k`; ValueError if that is more than a float holds"
+    try: return float(a)**k
+    except OverflowError: raise ValueError(f"{a}**{k} is more than a number can be") from None
+
 def _bound(name, v):
     "A bound as a float, or a tuple with a float a parameter group"
     accepts = 'a finite number, or one a parameter group'
     if isinstance(v, Real): return float(_number(name, v, lambda o: True, accepts))
-    if isinstance(v, (list,tuple,np.ndarray)) and len(v): return tuple(float(_number(name, o, lambda o: True, accepts)) for o in v)
+    if isinstance(v, np.ndarray) and v.ndim: v = list(v)
+    if isinstance(v, (list,tuple)) and v: return tuple(float(_number(name, o, lambda o: True, accepts)) for o in v)
     raise TypeError(f"`{name}` must be {accepts}, got {v!r}")
 
 def _bounds(a, b):
@@ -46,8 +54,8 @@ def _bounds(a, b):
     if len(n)>1: raise ValueError(f"`lr_max` and `lr_min` must have as many values as each other, got {a} and {b}")
 
 # %% ../nbs/01_schedules.ipynb #a2b7135e
-class Schedule:
-    "The value of a hyper-parameter as a pure function of the batch number: what all schedules share"
+class _Cycles:
+    "Where cycles begin and end, in whole batches"
     n_cycles = 1
 
     def _set(self, **kw):
@@ -58,23 +66,20 @@ class Schedule:
         n = self._epochs(k)*n_iter
         return n if n==math.inf else math.floor(n + .5)
 
+    def _no_empty(self, ok, n_iter):
+        if not ok: raise ValueError(f"each cycle needs at least one batch: with {n_iter} batches an epoch, {self} has a cycle of none")
+
     def cycle_at(self,
         batch:int, # Batches before this one, over the whole training, from 0
         n_iter:int, # Batches an epoch
     )->tuple: # Number of the cycle from 0, its first batch, the first batch after it (infinite: it never ends)
         "The cycle that `batch` is in; ValueError if the schedule is over by then"
-        k,n = self._guess(batch/n_iter),self.n_cycles or math.inf
+        self._no_empty(self._epochs(1)*n_iter>=.5, n_iter)
+        k,n = self._guess((batch+.5)/n_iter),self.n_cycles or math.inf
         while k>0 and self._start(k, n_iter)>batch: k -= 1
         while k<n and self._start(k+1, n_iter)<=batch: k += 1
         if batch<0 or k>=n: raise ValueError(f"`batch` must be at least 0 and below {self.n_batches(n_iter)}, got {batch}")
         return k,self._start(k, n_iter),self._start(k+1, n_iter)
-
-    def at(self,
-        batch:int, # Batches before this one, over the whole training, from 0
-        n_iter:int, # Batches an epoch
-    )->float|np.ndarray: # The value, scalar or shape (n_groups,)
-        "Value at `batch`; ValueError if the schedule is over by then"
-        raise NotImplementedError
 
     def n_batches(self,
         n_iter:int, # Batches an epoch
@@ -82,23 +87,33 @@ class Schedule:
         "Length in batches"
         return None if self.n_epochs is None else self._start(self.n_cycles, n_iter)
 
+# %% ../nbs/01_schedules.ipynb #4b5ad3e3
+class Schedule(_Cycles):
+    "The value of a hyper-parameter as a pure function of the batch number: what all schedules share"
+    def at(self,
+        batch:int, # Batches before this one, over the whole training, from 0
+        n_iter:int, # Batches an epoch
+    )->float|np.ndarray: # The value, scalar or shape (n_groups,)
+        "Value at `batch`; ValueError if the schedule is over by then"
+        raise NotImplementedError
+
     def bounds(self,
         n_iter:int, # Batches an epoch
         n_batches:int|None=None, # Stop at this batch; `None`: at the schedule's own end
     )->list: # Batches, rising
         "First batch of each cycle, and the end; ValueError if a cycle would have no batch"
-        end = self._end(n_iter, n_batches)
+        end,n_iter = self._end(n_iter, n_batches),int(n_iter)
+        self._no_empty(self._epochs(1)*n_iter>=.5 and (n_batches is not None or self._start(self.n_cycles-1, n_iter)<end), n_iter)
         k = self.n_cycles-1 if n_batches is None else self.cycle_at(end-1, n_iter)[0]
         res = [self._start(o, n_iter) for o in range(k+1)] + [end]
-        if any(a>=b for a,b in zip(res, res[1:])):
-            raise ValueError(f"each cycle needs at least one batch: with {n_iter} batches an epoch, {self} has a cycle of none")
+        self._no_empty(all(a<b for a,b in zip(res, res[1:])), n_iter)
         return res
 
     def _end(self, n_iter, n_batches):
-        _number('n_iter', n_iter, lambda o: o>=1 and o==int(o), 'a whole number of batches an epoch, above 0')
+        n_iter = int(_number('n_iter', n_iter, lambda o: o>=1 and o==int(o), 'a whole number of batches an epoch, above 0'))
         end = self.n_batches(n_iter)
         if end is None and n_batches is None: raise ValueError(f"{self} is endless: pass `n_batches`")
-        if end==0: raise ValueError(f"each cycle needs at least one batch: with {n_iter} batches an epoch, {self} has none")
+        self._no_empty(end!=0, n_iter)
         if n_batches is None: return end
         _number('n_batches', n_batches, lambda o: 0<o<=(end or math.inf), f'a number of batches from 1 to {end or "any"}')
         return int(n_batches)
@@ -108,7 +123,8 @@ class Schedule:
         n_batches:int|None=None, # Batches wanted; `None`: all of them (an endless schedule wants a number)
     )->np.ndarray: # Shape (n_batches,), or (n_batches, n_groups)
         "The whole curve: the value at each batch"
-        return np.array([self.at(b, n_iter) for b in range(self._end(n_iter, n_batches))])
+        bounds = self.bounds(n_iter, n_batches)
+        return np.array([self.at(b, int(n_iter)) for b in range(bounds[-1])])
 
     def plot(self,
         n_iter:int=100, # Batches an epoch
@@ -144,20 +160,18 @@ class CosineRestarts(_Cyclic):
     def __post_init__(self):
         self._set(n_cycles=_count('n_cycles', self.n_cycles), lr_max=_bound('lr_max', self.lr_max), lr_min=_bound('lr_min', self.lr_min))
         _bounds(self.lr_max, self.lr_min)
-        _length('cycle_len', self.cycle_len)
-        _number('cycle_mult', self.cycle_mult, lambda o: o>0, 'a number above 0')
-        _number('cycle_decay', self.cycle_decay, lambda o: o>0, 'a number above 0')
-        _number('warmup_pct', self.warmup_pct, lambda o: 0<=o<1, 'a fraction of the cycle, from 0 to below 1')
+        self._set(cycle_len=_length('cycle_len', self.cycle_len), cycle_mult=_number('cycle_mult', self.cycle_mult, lambda o: o>0, 'a number above 0'),
+            cycle_decay=_number('cycle_decay', self.cycle_decay, lambda o: o>0, 'a number above 0'),
+            warmup_pct=_number('warmup_pct', self.warmup_pct, lambda o: 0<=o<1, 'a fraction of the cycle, from 0 to below 1'))
         if self.n_cycles is None and self.cycle_mult<1: raise ValueError(f"`cycle_mult` must be at least 1 when `n_cycles` is None, got {self.cycle_mult}: cycles that shrink without end never get anywhere")
-        if self.n_cycles is not None and not self._epochs(self.n_cycles)<1e12: raise ValueError(f"`n_cycles` of {self.n_cycles} with `cycle_mult` of {self.cycle_mult} is more epochs than can ever be trained")
+        if not self._epochs(self.n_cycles or 1)<1e12: raise ValueError(f"`n_cycles` of {self.n_cycles} with `cycle_mult` of {self.cycle_mult} is more epochs than can ever be trained")
 
     def _epochs(self, k):
-        if self.cycle_mult==1: return self.cycle_len*k
-        try: return self.cycle_len*(float(self.cycle_mult)**k - 1)/(self.cycle_mult - 1)
+        try: return self.cycle_len*k if self.cycle_mult==1 else self.cycle_len*(float(self.cycle_mult)**k - 1)/(self.cycle_mult - 1)
         except OverflowError: return math.inf
 
     def _guess(self, epochs):
-        if self.cycle_mult==1: return int(epochs/self.cycle_len)
+        if self.cycle_mult==1 or epochs<=0: return int(epochs/self.cycle_len)
         x = 1 + epochs/self.cycle_len*(self.cycle_mult - 1)
         k = int(math.log(x)/math.log(self.cycle_mult)) if x>0 else self.n_cycles
         return k if self.n_cycles is None else min(k, self.n_cycles)
@@ -167,7 +181,7 @@ class CosineRestarts(_Cyclic):
         t,T = batch-start,end-start
         warm = min(math.floor(self.warmup_pct*T + .5), T-1)
         w = t/warm if t<warm else (1 + math.cos(math.pi*(t-warm)/(T-warm)))/2
-        return self._mix(w, self.cycle_decay**k)
+        return self._mix(w, _power(self.cycle_decay, k))
 
 # %% ../nbs/01_schedules.ipynb #aa87348f
 _modes = 'triangular','triangular2','exp_range'
@@ -186,15 +200,16 @@ class Triangular(_Cyclic):
 
     def __post_init__(self):
         self._set(n_cycles=_count('n_cycles', self.n_cycles), lr_max=_bound('lr_max', self.lr_max))
-        lo = np.asarray(self.lr_max)/4 if self.lr_min is None else self.lr_min
-        self._set(lr_min=_bound('lr_min', lo if np.ndim(lo) else float(lo)))
+        quarter = tuple(o/4 for o in self.lr_max) if isinstance(self.lr_max, tuple) else self.lr_max/4
+        self._set(lr_min=quarter if self.lr_min is None else _bound('lr_min', self.lr_min))
         _bounds(self.lr_max, self.lr_min)
-        _length('step_size', self.step_size)
-        if self.mode not in _modes: raise ValueError(f"`mode` must be one of {', '.join(_modes)}, got {self.mode!r}")
-        if self.scale_mode not in ('cycle','iterations'): raise ValueError(f"`scale_mode` must be 'cycle' or 'iterations', got {self.scale_mode!r}")
+        self._set(step_size=_length('step_size', self.step_size))
+        if not isinstance(self.mode, str) or self.mode not in _modes: raise ValueError(f"`mode` must be one of {', '.join(_modes)}, got {self.mode!r}")
+        if not isinstance(self.scale_mode, str) or self.scale_mode not in ('cycle','iterations'): raise ValueError(f"`scale_mode` must be 'cycle' or 'iterations', got {self.scale_mode!r}")
         if self.scale_fn is not None and not callable(self.scale_fn): raise TypeError(f"`scale_fn` must be a function or None, got {self.scale_fn!r}")
-        if self.gamma is not None: _number('gamma', self.gamma, lambda o: 0<o<=1, "a factor a batch, above 0 and at most 1")
+        if self.gamma is not None: self._set(gamma=_number('gamma', self.gamma, lambda o: 0<o<=1, "a factor a batch, above 0 and at most 1"))
         elif self.mode=='exp_range': raise ValueError("`gamma` is needed by mode 'exp_range': a factor a batch, above 0 and at most 1, such as 0.9999")
+        if not (self.n_cycles or 1)<1e12/self.step_size: raise ValueError(f"`n_cycles` of {self.n_cycles} is more epochs than can ever be trained")
 
     def _epochs(self, k): return 2*self.step_size*k
     def _guess(self, epochs): return int(epochs/(2*self.step_size))
@@ -213,7 +228,7 @@ class _Decay(Schedule):
     "One cycle that may have no end"
     def _check(self):
         self._set(lr=_bound('lr', self.lr))
-        if self.n_epochs is not None: _length('n_epochs', self.n_epochs)
+        if self.n_epochs is not None: self._set(n_epochs=_length('n_epochs', self.n_epochs))
 
     def _epochs(self, k): return 0 if k==0 else math.inf if self.n_epochs is None else self.n_epochs*k
     def _guess(self, epochs): return 0
@@ -233,10 +248,10 @@ class StepDecay(_Decay):
 
     def __post_init__(self):
         self._check()
-        _number('factor', self.factor, lambda o: o>0, 'a factor above 0')
+        self._set(factor=_number('factor', self.factor, lambda o: o>0, 'a factor above 0'))
         if _count('every', self.every) is None: raise TypeError("`every` must be a whole number of epochs above 0, got None")
 
-    def _factor(self, batch, n_iter): return self.factor**(batch//n_iter//self.every)
+    def _factor(self, batch, n_iter): return _power(self.factor, batch//n_iter//self.every)
 
 @dataclass(frozen=True)
 class ExpDecay(_Decay):
@@ -247,7 +262,7 @@ class ExpDecay(_Decay):
 
     def __post_init__(self):
         self._check()
-        _number('k', self.k, lambda o: o>=0, 'a rate per epoch, at least 0')
+        self._set(k=_number('k', self.k, lambda o: o>=0, 'a rate per epoch, at least 0'))
 
     def _factor(self, batch, n_iter): return math.exp(-self.k*batch/n_iter)
 
@@ -261,6 +276,6 @@ class InverseTimeDecay(_Decay):
 
     def __post_init__(self):
         self._check()
-        _number('k', self.k, lambda o: o>=0, 'a rate per epoch, at least 0')
+        self._set(k=_number('k', self.k, lambda o: o>=0, 'a rate per epoch, at least 0'))
 
     def _factor(self, batch, n_iter): return 1/(1 + self.k*batch/n_iter)

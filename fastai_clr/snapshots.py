@@ -9,6 +9,7 @@ __all__ = ['SnapshotSaver', 'StopOnOverfit']
 
 # %% ../nbs/03_snapshots.ipynb #782bb97e
 import json, math, os
+from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -66,7 +67,7 @@ def snapshots(self:Learner,
     name:str # Name given when they were saved
 )->pd.DataFrame: # A row a cycle: cycle, epoch, batches trained, losses and metrics, schedule
     "The snapshots saved under `name`; FileNotFoundError if there are none"
-    files = sorted(_folder(self, name).glob('cycle-*.json'))
+    files = sorted(_folder(self, name).glob('cycle-*.json'), key=lambda o: int(o.stem.split('-')[1]))
     if not files: raise FileNotFoundError(f"no snapshots named {name!r} in {_folder(self, name).parent}")
     return pd.DataFrame([json.loads(o.read_text(encoding='utf-8')) for o in files])
 
@@ -84,11 +85,11 @@ def load_snapshot(self:Learner,
     return self
 
 # %% ../nbs/03_snapshots.ipynb #c8d236a0
-_lower = 'train_loss valid_loss error_rate mse rmse mae msle exp_rmspe perplexity hamming_loss hamming_loss_multi brier_score'.split()
+_lower = 'brier_score_loss train_loss valid_loss error_rate mse rmse _rmse mae msle exp_rmspe _exp_rmspe perplexity hamming_loss hamming_loss_multi brier_score'.split()
 _higher = ('accuracy accuracy_multi top_k_accuracy balanced_accuracy_score f1_score f1_score_multi fbeta_score fbeta_score_multi precision_score '
            'precision_score_multi recall_score recall_score_multi roc_auc_score jaccard_score jaccard_score_multi matthews_corrcoef '
-           'matthews_corrcoef_multi cohen_kappa_score r2_score explained_variance_score pearson_corrcoef spearman_corrcoef '
-           'foreground_acc dice dice_multi jaccard_coeff jaccard_coeff_multi corpus_bleu_metric ap_score ap_score_multi').split()
+           'matthews_corrcoef_multi cohen_kappa_score r2_score explained_variance_score pearsonr spearmanr average_precision_score '
+           'foreground_acc dice dice_multi jaccard_coeff jaccard_coeff_multi corpus_bleu').split()
 
 def _direction(monitor, comp):
     if comp is not None and comp not in (np.less, np.greater): raise ValueError(f"`comp` must be np.less, np.greater or None, got {comp!r}")
@@ -108,7 +109,7 @@ class StopOnOverfit(Callback):
         comp=None, # `np.less` (lower is better), `np.greater`, or `None` for losses and fastai's metrics
     ):
         super().__init__()
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience<1: raise ValueError(f"`patience` must be a whole number of cycles, at least 1, got {patience!r}")
+        if isinstance(patience, bool) or not isinstance(patience, Integral) or patience<1: raise ValueError(f"`patience` must be a whole number of cycles, at least 1, got {patience!r}")
         self.patience,self.monitor,self.better = patience,monitor,_direction(monitor, comp)
 
     def before_fit(self):
@@ -121,7 +122,7 @@ class StopOnOverfit(Callback):
         self.recorder.stopped = None
 
     def after_cycle(self):
-        v,self.last_cycle = _last_row(self.recorder)[self.monitor],self.cycle_scheduler.cycle
+        v,self.last_cycle = _last_row(self.recorder).get(self.monitor, math.nan),self.cycle_scheduler.cycle
         if math.isfinite(v) and (self.best is None or self.better(v, self.best)):
             self.best,self.best_cycle,self.best_epoch,self.waited = v,self.last_cycle,self.epoch,0
             self.best_state = {k:o.detach().to('cpu', copy=True) for k,o in get_model(self.model).state_dict().items()}

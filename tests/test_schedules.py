@@ -12,7 +12,6 @@ examples = [CosineRestarts(3), CosineRestarts(None, .5, 1.5, (1e-3,1e-2), 1e-5, 
     Triangular(None, .7, (.1,.2), None, 'triangular2'), Triangular(2, 3, .8, .95, 'exp_range', .99), StepDecay(.1), StepDecay((.1,.2), .5, 2, 3.5),
     ExpDecay(.1, .5), ExpDecay((.1,.01), 2, 4), InverseTimeDecay(.1, .5), InverseTimeDecay(.1, 0, 3)]
 
-mend = pytest.mark.xfail(strict=True, reason='to be mended in schedules')
 calm = settings(deadline=None, derandomize=True)
 
 # Exact values
@@ -206,7 +205,6 @@ def test_over(s):
 def test_before_the_start(s):
     with pytest.raises(ValueError, match='`batch` must be at least 0'): s.at(-5, 1)
 
-@mend
 def test_before_the_start_of_growing_cycles():
     with pytest.raises(ValueError, match='`batch` must be at least 0'): CosineRestarts(None, 1, 2).at(-5, 1)
 
@@ -217,7 +215,6 @@ def test_fewer_batches(n):
 
 # Errors
 
-@mend
 @pytest.mark.parametrize('s,n_iter', [(CosineRestarts(5, .1), 3), (CosineRestarts(20, 1, .5), 8), (Triangular(5, .1), 2)])
 def test_empty_cycles(s, n_iter):
     for f in s.bounds, s.values, s.plot:
@@ -261,17 +258,14 @@ def test_bad_arguments(kind, name, v, err):
     last = v[-1] if isinstance(v, (list,tuple)) and v and name in ('lr_max','lr_min') else v
     assert f'got {last!r}' in str(e.value)
 
-@mend
 @pytest.mark.parametrize('v', ['.1', 'abc', True, {}, b'1', 1j])
 def test_bad_lr_min_of_triangular(v):
     with pytest.raises(TypeError, match='`lr_min` must be'): Triangular(2, lr_min=v)
 
-@mend
 @pytest.mark.parametrize('name', ['lr_max','lr_min','cycle_len','cycle_mult','cycle_decay','warmup_pct'])
 def test_number_that_no_float_holds(name):
     with pytest.raises(ValueError, match=f'`{name}` must be'): CosineRestarts(2, **{name: 10**400})
 
-@mend
 def test_array_without_dimensions():
     with pytest.raises(TypeError, match='`lr_max` must be'): CosineRestarts(1, lr_max=np.array(.1))
 
@@ -283,7 +277,6 @@ def test_other_errors():
     with pytest.raises(ValueError, match='`n_cycles` of 100 with `cycle_mult` of 2 is more epochs'): CosineRestarts(100, cycle_mult=2)
     with pytest.raises(ValueError, match='is more epochs'): CosineRestarts(10**400)
 
-@mend
 def test_numpy_numbers_are_floats():
     "float32 has too few digits to count batches; and repr is to say the number alone"
     s = CosineRestarts(None, cycle_len=np.float32(1))
@@ -291,16 +284,13 @@ def test_numpy_numbers_are_floats():
     assert s.bounds(1001, 16778*1001)[-2]==16777*1001
     assert len(CosineRestarts(3).values(np.int8(100)))==300
 
-@mend
 def test_too_many_cycles_of_triangular():
     with pytest.raises(ValueError, match='`n_cycles`'): Triangular(10**400, step_size=1.)
 
-@mend
 @pytest.mark.parametrize('s', [CosineRestarts(400, cycle_decay=10.), CosineRestarts(400, cycle_decay=10), StepDecay(1., 10., 1, 400), StepDecay(1., 10, 1, 400)])
 def test_overflow(s):
     with pytest.raises(ValueError): s.values(1)
 
-@mend
 @pytest.mark.parametrize('f', [lambda: CosineRestarts(None, 1e-7).at(12345, 10), lambda: CosineRestarts(10**10, 1e-8).values(1, 50)])
 def test_cycles_far_below_a_batch_do_not_hang(f):
     def hung(*_): pytest.fail('it hangs')
@@ -314,20 +304,20 @@ def test_cycles_far_below_a_batch_do_not_hang(f):
 
 # Nonsense
 
-numbers = st.sampled_from([0, 1, 2, 3, .5, .1, 1.5, .99]) | st.floats(1e-3, 20)
+numbers = st.sampled_from([1, 2, 3, .5, .1, 1.5, .99]) | st.floats(1e-3, 20)
 wild = st.one_of(st.none(), st.booleans(), st.text(max_size=2), st.floats(min_value=1e-3), st.floats(max_value=0), st.integers(), st.just(math.nan),
     st.sampled_from([10**400, -10**400, 1e308, 1j, b'1', object(), np.float32(.5), np.int64(2), np.array(.5), np.bool_(True), Fraction(1,3)]),
     st.lists(st.floats() | st.none(), max_size=3), st.lists(numbers, min_size=1, max_size=3).map(np.array))
-one = st.one_of(numbers, numbers, numbers, wild)
-counts = st.integers(1, 8) | st.none() | wild
+def mostly(o): return st.integers(0, 4).flatmap(lambda i: o if i else wild)
+one,counts = mostly(numbers),mostly(st.integers(1, 8) | st.none())
 lrs = one | st.tuples(one) | st.tuples(one, one)
 # chkstyle: ignore-node
 nonsense = st.one_of(
     st.tuples(st.just(CosineRestarts), st.fixed_dictionaries(dict(n_cycles=counts), optional=dict(
-        cycle_len=one, cycle_mult=one, lr_max=lrs, lr_min=lrs, cycle_decay=one, warmup_pct=one))),
+        cycle_len=one, cycle_mult=one, lr_max=lrs, lr_min=lrs, cycle_decay=one, warmup_pct=mostly(st.floats(0, .99))))),
     st.tuples(st.just(Triangular), st.fixed_dictionaries(dict(n_cycles=counts), optional=dict(step_size=one, lr_max=lrs, lr_min=lrs,
-        mode=st.sampled_from(['triangular','triangular2','exp_range']) | wild, gamma=one, scale_fn=st.none() | st.just(half) | wild,
-        scale_mode=st.sampled_from(['cycle','iterations']) | wild))),
+        mode=mostly(st.sampled_from(['triangular','triangular2','exp_range'])), gamma=mostly(st.floats(.5, 1)), scale_fn=mostly(st.none() | st.just(half)),
+        scale_mode=mostly(st.sampled_from(['cycle','iterations']))))),
     st.tuples(st.just(StepDecay), st.fixed_dictionaries(dict(lr=lrs), optional=dict(factor=one, every=counts, n_epochs=one))),
     st.tuples(st.sampled_from([ExpDecay, InverseTimeDecay]), st.fixed_dictionaries(dict(lr=lrs, k=one), optional=dict(n_epochs=one))))
 
@@ -346,7 +336,6 @@ def keeps_its_promises(s, n_iter):
         for k,b in enumerate(starts[:-1]): assert (vals[b]==np.asarray(s.lr_max)*float(s.cycle_decay)**k).all()
     if isinstance(s, Triangular): assert all((vals[b]==np.asarray(s.lr_min)).all() for b in starts[:-1])
 
-@mend
 @settings(calm, max_examples=500)
 @given(nonsense, st.integers(1, 12))
 def test_nonsense(kind_kw, n_iter):

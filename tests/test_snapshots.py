@@ -7,10 +7,8 @@ from fastai_clr import fit # Patches Learner; chkstyle: ignore
 from fastai_clr.cycles import SGDR, CycleScheduler
 from fastai_clr.schedules import CosineRestarts
 from fastai_clr.snapshots import SnapshotSaver, StopOnOverfit, _direction
-from fastcore.basics import partial
 from learners import Cancel, Watch, learner, same, two_groups, weights
 
-mend = partial(pytest.mark.xfail, strict=True)
 CR = CosineRestarts
 
 def folder(path, name='run'): return path/'models/snapshots'/name
@@ -165,7 +163,6 @@ def test_another_model(fitted, tmp_path):
     other = two_groups(2, path=tmp_path)
     with pytest.raises(RuntimeError, match='state_dict'): other.load_snapshot('run')
 
-@mend(reason='the files are sorted by name')
 def test_more_than_999_cycles_stay_in_order(tmp_path):
     learn = learner(2, path=tmp_path)
     learn.fit_sgdr(1, snapshots='run')
@@ -248,7 +245,6 @@ def test_direction(name, better):
     assert _direction(name, None) is better
     for c in np.less, np.greater: assert _direction(name, c) is c
 
-@mend(reason='seven of them have another name in the recorder: _rmse, _exp_rmspe, average_precision_score, brier_score_loss, pearsonr, spearmanr, corpus_bleu')
 def test_direction_of_all_of_fastais_metrics():
     "But for the base classes, and what only makes metrics of other functions"
     import fastai.metrics as m
@@ -294,7 +290,6 @@ def test_endless_schedules_are_fine():
     learn.fit(4, cbs=[SGDR(.01), StopOnOverfit(1), Script([3,2,9,9])])
     assert len(learn.recorder.values)==3 and learn.recorder.best_epoch==1
 
-@mend(reason='an epoch without validation: KeyError', raises=KeyError)
 @pytest.mark.parametrize('event,ex', [('after_batch',CancelEpochException), ('before_validate',CancelValidException)])
 def test_an_epoch_that_was_not_validated(event, ex):
     "No value is no better value"
