@@ -29,7 +29,7 @@ def test_demo_pictures_are_sklearns(tmp_path, n):
     for f,img,y in zip(fs, data.images, data.target):
         a = np.array(Image.open(f))
         assert f.parent.name==str(y) and a.dtype==np.uint8
-        np.testing.assert_array_equal((a/255*16).round(), img)
+        assert np.abs(a/255*16-img).max() <= 8/255   # the nearest of the 256 shades
 
 def test_demo_pictures_replace_nothing(tmp_path):
     (tmp_path/'mine').mkdir()
@@ -368,12 +368,17 @@ def test_wrapped_weights(dls, resnet18_sd, tmp_path, wrap):
     torch.save(wrap(resnet18_sd), tmp_path/'w.pth')
     assert torch.equal(made(dls, tmp_path/'w.pth').model[0][0].weight, resnet18_sd['conv1.weight'])
 
-WRONG = {'list': (lambda o: [1], 'holds a list, not a state dict'), 'tensor': (lambda o: torch.ones(1), 'holds a Tensor'), 'empty': (lambda o: {},
-    r'122 missing \(conv1.weight…\)'), 'missing': (lambda o: {k:v for k,v in o.items() if k!='fc.bias'}, r'1 missing \(fc.bias…\)'), 'extra': (lambda o: {**o,
-    'x': torch.ones(1)}, r'1 not in the model \(x…\)'), 'shape': (lambda o: {**o, 'fc.bias': torch.ones(3)},
-    r'1 of another shape \(fc.bias is \[3\], not \[1000\]\)'), 'prefix': (lambda o: {f'module.{k}':v for k,v in o.items()},
-    r'122 missing.*122 not in the model'), 'numbers': (lambda o: {k:1 for k in o}, "doesn't fit resnet18"), 'a number': (lambda o: {**o, 'fc.bias': None},
-    "doesn't fit resnet18.*fc.bias"), 'another': (lambda o: torchvision.models.squeezenet1_0().state_dict(), "doesn't fit")}
+WRONG = {   # name: (change of the state dict, what the error says)
+    'list': (lambda o: [1], 'holds a list, not a state dict'),
+    'tensor': (lambda o: torch.ones(1), 'holds a Tensor'),
+    'empty': (lambda o: {}, r'122 missing \(conv1.weight…\)'),
+    'missing': (lambda o: {k:v for k,v in o.items() if k!='fc.bias'}, r'1 missing \(fc.bias…\)'),
+    'extra': (lambda o: {**o, 'x': torch.ones(1)}, r'1 not in the model \(x…\)'),
+    'shape': (lambda o: {**o, 'fc.bias': torch.ones(3)}, r'1 of another shape \(fc.bias is \[3\], not \[1000\]\)'),
+    'prefix': (lambda o: {f'module.{k}':v for k,v in o.items()}, r'122 missing.*122 not in the model'),
+    'numbers': (lambda o: {k:1 for k in o}, "doesn't fit resnet18"),
+    'a number': (lambda o: {**o, 'fc.bias': None}, "doesn't fit resnet18.*fc.bias"),
+    'another': (lambda o: torchvision.models.squeezenet1_0().state_dict(), "doesn't fit")}
 
 @pytest.mark.parametrize('change,says', WRONG.values(), ids=WRONG)
 def test_weights_that_do_not_fit(dls, resnet18_sd, tmp_path, change, says):

@@ -350,13 +350,22 @@ def parts_of(learn, tfm):
     except CannotDescribe: return None
     finally: learn.dls.valid.after_item.fs.pop()
 
-DIFFER = {'argument': (Scale(1), Scale(2)), 'function': (Transform(plus), Transform(minus)), 'partial': (Transform(partial(plus, by=1)), Transform(partial(plus,
-    by=2))), 'class': (Scale(1), Hidden(1)), 'callable': (Transform(Callable(1)), Transform(Callable(2))), 'ItemTransform': (ItemTransform(plus),
-    ItemTransform(minus)), 'DisplayedTransform': (DisplayedTransform(enc=plus), DisplayedTransform(enc=minus)), 'kwargs': (Loose(by=1), Loose(by=2)),
-    'code of a class': (tfm_class('x+1'), tfm_class('x+2')), 'attribute': (with_attr(Callable(1), 'by', 3), Callable(1)),
-    'attribute of a transform': (with_attr(tfm_class('x+1'), 'k', 1), tfm_class('x+1')), 'mean': (Normalize.from_stats([.5],[.5],cuda=False),
-    Normalize.from_stats([.4],[.5],cuda=False)), 'resize': (Resize(32), Resize(33)), 'method': (Resize(32), Resize(32, 'squish')), 'pad': (Resize(32, 'pad',
-    'zeros'), Resize(32, 'pad', 'border'))}
+DIFFER = {   # what differs: two transforms, or functions to make them of
+    'argument': (Scale(1), Scale(2)),
+    'function': (Transform(plus), Transform(minus)),
+    'partial': (Transform(partial(plus, by=1)), Transform(partial(plus, by=2))),
+    'class': (Scale(1), Hidden(1)),
+    'callable': (Transform(Callable(1)), Transform(Callable(2))),
+    'ItemTransform': (ItemTransform(plus), ItemTransform(minus)),
+    'DisplayedTransform': (DisplayedTransform(enc=plus), DisplayedTransform(enc=minus)),
+    'kwargs': (Loose(by=1), Loose(by=2)),
+    'code of a class': (tfm_class('x+1'), tfm_class('x+2')),
+    'attribute': (with_attr(Callable(1), 'by', 3), Callable(1)),
+    'attribute of a transform': (with_attr(tfm_class('x+1'), 'k', 1), tfm_class('x+1')),
+    'mean': (Normalize.from_stats([.5],[.5],cuda=False), Normalize.from_stats([.4],[.5],cuda=False)),
+    'resize': (Resize(32), Resize(33)),
+    'method': (Resize(32), Resize(32, 'squish')),
+    'pad': (Resize(32, 'pad', 'zeros'), Resize(32, 'pad', 'border'))}
 
 @pytest.mark.parametrize('a,b', DIFFER.values(), ids=DIFFER)
 def test_transforms_are_told_apart(shared, a, b):
@@ -412,13 +421,20 @@ def swap_head(learn): learn.model[1] = another(learn)[1]
 def swap_pool(learn): learn.model[1][0] = nn.AdaptiveAvgPool2d((1,2))
 def swap_layer(learn): learn.model[0][2] = nn.Tanh()
 
-STALE = {'weight': (lambda l: nudge(l.model[0][3][0].conv1.weight), r'3\.0\.conv1\.weight'),
+STALE = {   # name: (change of the learner, what the error says)
+    'weight': (lambda l: nudge(l.model[0][3][0].conv1.weight), r'3\.0\.conv1\.weight'),
     'BatchNorm statistic': (lambda l: nudge(l.model[0][1].running_mean), r'1\.running_mean'),
-    'integer buffer': (lambda l: l.model[0][1].num_batches_tracked.add_(1), 'num_batches_tracked'), 'unfrozen and fitted': (fit_unfrozen,
-    r'\d+ of its weights and statistics'), 'frozen and fitted': (fit_frozen, r'\d+ of its weights and statistics'), 'weights loaded': (load_other,
-    r'0\.weight'), 'half': (lambda l: l.model[0].half(), r'0\.weight'), 'body replaced': (swap_body, 'replaced|changed'), 'model replaced': (swap_all,
-    'was replaced'), 'model replaced around the head': (swap_around_head, 'replaced|changed'), 'head replaced': (swap_head, 'was replaced'),
-    'pool replaced': (swap_pool, 'replaced|changed'), 'layer replaced': (swap_layer, 'replaced|changed')}
+    'integer buffer': (lambda l: l.model[0][1].num_batches_tracked.add_(1), 'num_batches_tracked'),
+    'unfrozen and fitted': (fit_unfrozen, r'\d+ of its weights and statistics'),
+    'frozen and fitted': (fit_frozen, r'\d+ of its weights and statistics'),
+    'weights loaded': (load_other, r'0\.weight'),
+    'half': (lambda l: l.model[0].half(), r'0\.weight'),
+    'body replaced': (swap_body, 'replaced|changed'),
+    'model replaced': (swap_all, 'was replaced'),
+    'model replaced around the head': (swap_around_head, 'replaced|changed'),
+    'head replaced': (swap_head, 'was replaced'),
+    'pool replaced': (swap_pool, 'replaced|changed'),
+    'layer replaced': (swap_layer, 'replaced|changed')}
 
 @pytest.mark.parametrize('change,says', STALE.values(), ids=STALE)
 def test_stale_activations_are_refused(learn, change, says):
