@@ -9,12 +9,13 @@ __all__ = ['demo_pictures', 'demo_weights', 'Pictures', 'find_pictures', 'pick_d
            'picture_learner']
 
 # %% ../nbs/10_data.ipynb #5140cb30
-import difflib, shutil, warnings
+import csv, difflib, os, shutil, warnings
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from urllib.error import URLError
 import numpy as np, pandas as pd, torch, torchvision
+from fastcore.basics import risinstance
 from fastcore.meta import delegates
 from fastcore.parallel import parallel
 from PIL import Image
@@ -79,27 +80,47 @@ class Pictures:
 
 def _folders(path): return sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith('.'))
 
+def _visible(path, root): return not any(o.startswith('.') for o in path.relative_to(root).parts)
+
+# %% ../nbs/10_data.ipynb #de976c98
 def _from_folder(path):
-    subs = {o.name for o in _folders(path)}
-    split = {'train','valid'}<=subs
-    classes = [o for s in ('train','valid') for o in _folders(path/s)] if split else _folders(path)
-    files = [f for c in classes for f in sorted(c.rglob('*')) if f.is_file() and not f.name.startswith('.')]
-    deep = [f for f in files if f.parent not in classes]
+    "All files in class folders, and pictures that lie elsewhere, to be named"
+    split = {'train','valid'}<={o.name for o in _folders(path)}
+    tops = [path/'train',path/'valid'] if split else [path]
+    classes = {o for t in tops for o in _folders(t)}
+    files = [f for c in sorted(classes) for f in sorted(c.rglob('*')) if f.is_file() and _visible(f, path)]
+    files += [f for t in {path,*tops} for f in sorted(t.iterdir()) if f.is_file() and _visible(f, path) and f.suffix.lower() in image_extensions]
     res = Pictures(path, files, [f.parent.name for f in files], [f.parent.parent.name=='valid' for f in files] if split else None)
-    return res.keep([f not in set(deep) for f in files]) if deep else res
+    return res.keep([f.parent in classes for f in files])
 
 # %% ../nbs/10_data.ipynb #7e95cbec
+_truths = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
+
+def _read_csv(path):
+    "Rows of a CSV with their line numbers"
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as f:
+            rows = csv.DictReader(f, strict=True)
+            missing = {'file','label'}-set(rows.fieldnames or ())
+            if missing: raise ValueError(f"it must have the columns file and label, it has {', '.join(rows.fieldnames or ['none'])}")
+            return [(rows.line_num, o) for o in rows]
+    except (UnicodeDecodeError,csv.Error,ValueError) as e: raise ValueError(f"{path} can't be read: {e}") from e
+
+def _refuse_lines(path, lines, what):
+    if lines: raise ValueError(f"{path} has {what} in line {', '.join(map(str, lines[:5]))}{' and others' if len(lines)>5 else ''}")
+
 def _from_csv(path):
-    df = pd.read_csv(path, dtype={'file': str, 'label': str}, keep_default_na=False)
-    missing = {'file','label'}-set(df.columns)
-    if missing: raise ValueError(f"{path} must have the columns file and label, it has {', '.join(df.columns)}")
-    empty = [i+2 for i,v in enumerate(df['label']) if not v.strip()]
-    if empty: raise ValueError(f"{path} has no label in line {', '.join(map(str, empty[:5]))}{' and others' if len(empty)>5 else ''}")
-    files = [path.parent/o for o in df['file']]
-    gone = [str(o) for o in df['file'] if not (path.parent/o).is_file()]
+    rows = _read_csv(path)
+    _refuse_lines(path, [n for n,o in rows if not (o['label'] or '').strip()], 'no label')
+    files,seen = [path.parent/o['file'] for _,o in rows],set()
+    gone = [o['file'] for (_,o),f in zip(rows, files) if not f.is_file()]
     if gone: raise FileNotFoundError(f"{path} names {len(gone)} files that aren't there, such as {gone[0]}")
-    valid = df['is_valid'].astype(str).str.lower().isin(['true','1','yes']).tolist() if 'is_valid' in df else None
-    return Pictures(path.parent, files, df['label'].tolist(), valid)
+    twice = [(n,o['file']) for (n,o),f in zip(rows, files) if f.resolve() in seen or seen.add(f.resolve())]
+    _refuse_lines(path, [n for n,_ in twice], f'a file, such as {twice[0][1]}, that it names twice:' if twice else '')
+    valid = [str(o.get('is_valid')).strip().lower() for _,o in rows]
+    given = bool(rows) and 'is_valid' in rows[0][1]
+    if given: _refuse_lines(path, [n for (n,_),v in zip(rows, valid) if v not in _truths], f"an is_valid that is none of {', '.join(_truths)} (such as {next((v for v in valid if v not in _truths), '')!r})")
+    return Pictures(path.parent, files, [o['label'] for _,o in rows], [_truths[v] for v in valid] if given else None)
 
 # %% ../nbs/10_data.ipynb #90df9162
 def find_pictures(
@@ -114,7 +135,7 @@ def find_pictures(
     opens = iter(parallel(verify_image, [f for f,k in zip(res.files, named) if k], threadpool=True, progress=False))
     res = res.keep([k and next(opens) for k in named])
     if res.skipped:
-        some = ', '.join(str(o.relative_to(res.root)) for o in res.skipped[:5])
+        some = ', '.join(os.path.relpath(o, res.root) for o in res.skipped[:5])
         warnings.warn(f"left out {len(res.skipped)} files that are no pictures or not directly in a class folder: {some}{' and others' if len(res.skipped)>5 else ''}")
     return _check(res, path)
 
@@ -157,9 +178,9 @@ def picture_dls(
     "Checked DataLoaders of the pictures in `path`; ValueError, TypeError or FileNotFoundError on what can't be trained on"
     for k,v in dict(size=size, bs=bs).items():
         if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ValueError(f"`{k}` must be a whole number above 0, got {v!r}")
-    if not 0<valid_pct<1: raise ValueError(f"`valid_pct` must be a fraction between 0 and 1, got {valid_pct!r}")
+    if isinstance(valid_pct, bool) or not isinstance(valid_pct, (int,float)) or not 0<valid_pct<1: raise ValueError(f"`valid_pct` must be a fraction between 0 and 1, got {valid_pct!r}")
     device,pics = pick_device(device),find_pictures(path)
-    get_y = parent_label if Path(path).is_dir() else dict(zip(pics.files, pics.labels)).__getitem__
+    get_y = parent_label if Path(path).is_dir() else _labeller(dict(zip(pics.files, pics.labels)))
     block = DataBlock((ImageBlock,CategoryBlock), get_items=lambda o: o.files, get_y=get_y, splitter=_splitter(pics, valid_pct, seed),
                       item_tfms=Resize(size), batch_tfms=aug_transforms(do_flip=flip))
     dsets = block.datasets(pics)
@@ -169,6 +190,11 @@ def picture_dls(
     return dls
 
 # %% ../nbs/10_data.ipynb #f5a5dc15
+def _labeller(labels):
+    "A function from a file to its label that is exported whole, as one inside a function is, so that nothing of this package is needed to open it"
+    def label(file): return labels[file]
+    return label
+
 def _workers(device): return 0 if device.type=='cpu' else None   # on CPU the network itself keeps every core busy
 
 # %% ../nbs/10_data.ipynb #e11ba0d9
@@ -181,39 +207,46 @@ def find_arch(
     name:str, # Name of a model of torchvision or timm
 ): # What `vision_learner` takes: torchvision's function, or timm's name
     "The architecture called `name`; ValueError with near names if there is none"
+    if not isinstance(name, str): raise ValueError(f"`arch` {name!r} is not the name of a model, such as 'resnet34'")
     tv = torchvision.models.list_models(module=torchvision.models)
     if name in tv: return getattr(torchvision.models, name)
     there = _timm_names()
-    if name.split('.')[0] in there: return name
+    if name in there or (there and name in import_module('timm').list_pretrained()): return name
     near = difflib.get_close_matches(str(name), {*tv,*there}, n=4, cutoff=.5)
     hint = f"did you mean {', '.join(near)}?" if near else "see torchvision.models.list_models() and timm.list_models()"
     raise ValueError(f"`arch` {name!r} is not known to torchvision{' or timm' if there else ' (timm is not installed: pip install timm)'}: {hint}")
 
 # %% ../nbs/10_data.ipynb #e7ecb1fe
+def _first_line(e): return next(iter(str(e).splitlines()), type(e).__name__)
+
 def _read_weights(file):
     if not Path(file).is_file(): raise FileNotFoundError(f"`weights` {file} doesn't exist")
     try: sd = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as e: raise ValueError(f"`weights` {file} can't be read as a state dict saved by torch.save: {str(e).splitlines()[0]}") from e
+    except Exception as e: raise ValueError(f"`weights` {file} can't be read as a state dict saved by torch.save: {_first_line(e)}") from e
     for k in ('state_dict','model'):
         if isinstance(sd, dict) and isinstance(sd.get(k), dict): sd = sd[k]
     return sd
 
+def _shape(o): return list(o.shape) if isinstance(o, torch.Tensor) else f'a {type(o).__name__}'
+
+# %% ../nbs/10_data.ipynb #25f563fa
 def _check_weights(sd, ref, file, arch):
     "Refuse weights that don't fit the model's state dict `ref`"
     if not isinstance(sd, dict): raise ValueError(f"`weights` {file} holds a {type(sd).__name__}, not a state dict")
     missing,extra = [k for k in ref if k not in sd],[k for k in sd if k not in ref]
-    wrong = [f'{k} is {list(sd[k].shape)}, not {list(v.shape)}' for k,v in ref.items() if k in sd and sd[k].shape!=v.shape]
+    wrong = [f'{k} is {_shape(sd[k])}, not {_shape(v)}' for k,v in ref.items() if k in sd and _shape(sd[k])!=_shape(v)]
     bad = [f'{len(missing)} missing ({missing[0]}…)'] if missing else []
     if extra: bad.append(f'{len(extra)} not in the model ({extra[0]}…)')
     if wrong: bad.append(f'{len(wrong)} of another shape ({wrong[0]})')
     if bad: raise ValueError(f"`weights` {file} doesn't fit {arch}: {'; '.join(bad)}")
 
-def _load_body(learn, arch, sd):
+# %% ../nbs/10_data.ipynb #d3d0663b
+def _load_body(learn, arch, sd, normalize):
     "Put the weights `sd` of torchvision's whole `arch` into the body of `learn`, and normalize its data as pretrained models want it"
     whole,meta = arch(weights=None),model_meta.get(arch, {})
     whole.load_state_dict(sd)
     learn.model[0].load_state_dict(create_body(whole, cut=meta.get('cut')).state_dict())
-    learn.dls.add_tfms([Normalize.from_stats(*meta.get('stats', imagenet_stats))], 'after_batch')
+    if normalize and not learn.dls.after_batch.fs.filter(risinstance(Normalize)): learn.dls.add_tfms([Normalize.from_stats(*meta.get('stats', imagenet_stats))], 'after_batch')
     learn.freeze()
 
 # %% ../nbs/10_data.ipynb #9b92fafe
@@ -247,6 +280,6 @@ def picture_learner(
     except StopIteration as e: raise ValueError(f"`arch` {arch!r} of torchvision has no pooling layer where it could be cut into body and head: choose another, or one of timm's") from e
     except Exception as e:
         if not _is_network(e): raise
-        raise ConnectionError(f"the pretrained weights of {arch} could not be downloaded ({str(e).splitlines()[0]}). Offline? Pass a local state dict (`--weights FILE`, `weights=`), or begin from random weights (`--no-pretrained`, `pretrained=False`)") from e
-    if from_file: _load_body(learn, model, sd)
+        raise ConnectionError(f"the pretrained weights of {arch} could not be downloaded ({_first_line(e)}). Offline? Pass a local state dict (`--weights FILE`, `weights=`), or begin from random weights (`--no-pretrained`, `pretrained=False`)") from e
+    if from_file: _load_body(learn, model, sd, kwargs.get('normalize', True))
     return learn

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import getclosurevars, signature
 from pathlib import Path
+from types import FunctionType
 import numpy as np, torch
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -22,11 +23,13 @@ from fastai.data.load import DataLoader
 from fastai.data.transforms import Transform
 from fastai.layers import AdaptiveConcatPool2d, Flatten
 from fastai.learner import Learner
-from fastai.torch_core import get_model, params
+from fastai.optimizer import Optimizer
+from fastai.torch_core import get_model, get_random_states, params, set_random_states
 from fastai.vision.augment import AffineCoordTfm
 from torch import nn
 from torch.utils.data import TensorDataset
-from .activations import ActivationStore, CannotDescribe, StoreWriter, describe, explain_miss, hash_array, hash_bytes, hash_file, hash_module
+from .activations import ActivationStore, CannotDescribe, StoreWriter, describe, describe_code, explain_miss
+from .activations import hash_array, hash_bytes, hash_file, hash_module
 
 # %% ../nbs/08_precompute.ipynb #8d286729
 _absorbed = (AdaptiveConcatPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, Flatten, nn.Flatten, nn.Identity)
@@ -45,24 +48,39 @@ def split_model(
 # %% ../nbs/08_precompute.ipynb #fa3cd970
 _base_args = {'nm','before_call','enc','dec','split_idx','order'}
 
-def _describe_made(o):
-    "An object as its class and the arguments it was made with"
-    if type(o).__init__ is object.__init__: return {describe(type(o)): {}}
+def _is_fastai(o): return type(o).__module__.split('.')[0] in ('fastai','fasttransform','fastcore')
+
+def _describe_args(o):
+    "The arguments that an object of fastai's was made with"
     kept = {}
     for k,p in list(signature(type(o).__init__).parameters.items())[1:]:
-        if p.kind is p.VAR_KEYWORD: continue
         if k in vars(o): kept[k] = describe(vars(o)[k])
-        elif k not in _base_args: raise CannotDescribe(f"{describe(type(o))} doesn't keep its argument `{k}`")
-    return {describe(type(o)): {k:v for k,v in kept.items() if k not in ('split_idx','order')}}
+        elif k not in _base_args and p.kind is not p.VAR_KEYWORD: raise CannotDescribe(f"{describe(type(o))} doesn't keep its argument `{k}`")
+    return {k:v for k,v in kept.items() if k not in ('split_idx','order')}
+
+def _describe_made(o):
+    "An object as its class and the arguments it was made with; one that isn't fastai's with all its attributes, and its class's code"
+    if _is_fastai(o): return {describe(type(o)): _describe_args(o)}
+    own = {k:v for k,v in vars(o).items() if k not in ('split_idx','order','_name','encodes','__signature__')}
+    return {describe(type(o)): describe(own), 'code': [_class_code(c) for c in type(o).__mro__ if c.__module__.split('.')[0] not in _libraries]}
+
+# %% ../nbs/08_precompute.ipynb #e964f8fa
+_libraries = ('builtins','fastai','fasttransform','fastcore','torch')
+
+def _class_code(c):
+    "Hashes of the methods of a class, and of the functions that its `encodes` dispatches to"
+    fs = [f for v in vars(c).values() for f in ([m.implementation for m in v.methods] if hasattr(v, 'methods') else [v])]
+    return [describe_code(f) for f in fs if isinstance(f, FunctionType)]
 
 def _describe_enc(f):
-    "A function that was made a transform; fastai wraps callable objects in `wrapped_enc`"
-    if getattr(f, '__qualname__', '').endswith('.wrapped_enc'): return _describe_made(getclosurevars(f).nonlocals['f'])
-    return describe(f)
+    "A function that was made a transform; fastai wraps callables without a name, such as partials and objects, in `wrapped_enc`"
+    if not getattr(f, '__qualname__', '').endswith('.wrapped_enc'): return describe(f)
+    inner = getclosurevars(f).nonlocals['f']
+    return describe(inner) if isinstance(inner, partial) else _describe_made(inner)
 
 def _describe_tfm(t):
     if isinstance(t, AffineCoordTfm): return {'affine': describe([t.size, t.mode, t.pad_mode, t.align_corners])}
-    if type(t) is Transform: return {'transform': [_describe_enc(m.implementation) for m in t.encodes.methods]}
+    if 'encodes' in vars(t): return {describe(type(t)): [_describe_enc(m.implementation) for m in t.encodes.methods]}
     return _describe_made(t)
 
 # %% ../nbs/08_precompute.ipynb #dec9a71b
@@ -82,7 +100,8 @@ def _item(o, root):
         f = Path(o).absolute()
         name = f.relative_to(root) if f.is_relative_to(root) else f
         return f'{name.as_posix()}\0{f.stat().st_size}\0{hash_file(f)}\n'.encode()
-    return f'{describe(o)}\n'.encode()
+    if isinstance(o, (np.ndarray,torch.Tensor)): return f'{hash_array(o)}\n'.encode()
+    raise CannotDescribe(f"items such as {str(o)[:60]!r} may lead to files, whose content would go unseen: make the files themselves the items")
 
 def _hash_targets(ds, n_inp):
     if isinstance(ds, TensorDataset): return None   # hashed with the items
@@ -134,8 +153,12 @@ def _forward(learn, m, xb):
     with torch.inference_mode(), torch.autocast(xb[0].device.type, enabled=mixed): return m(*xb)
 
 # %% ../nbs/08_precompute.ipynb #7358f6ce
-def _extract(learn, features, name, dl, dtype, bs, writer):
-    "Write the activations and targets of one data set"
+def _not_finite(out, dtype):
+    if not torch.isfinite(out).all(): return "the body gives activations that are not finite numbers"
+    return f"`dtype` {dtype} can't hold these activations, the largest is {float(out.abs().max()):.3g}: pass dtype='float32'"
+
+def _extract(learn, features, name, dl, dtype, bs, writer, n_ahead):
+    "Write the activations and targets of one data set; `n_ahead`: items to come in all, for which there must be room"
     n,done = len(dl.dataset),0
     with _clean(dl, bs) as dl, _eval_mode(features):
         for b in (progress_bar(dl, leave=False) if hasattr(learn, 'progress') else dl):
@@ -143,8 +166,10 @@ def _extract(learn, features, name, dl, dtype, bs, writer):
             if len(learn.yb)!=1: raise TypeError(f"precompute needs one target an item, got {len(learn.yb)}")
             out = _forward(learn, features, learn.xb)
             if not isinstance(out, torch.Tensor): raise TypeError(f"precompute needs a body that returns one tensor, got {type(out).__name__}")
-            rows = {'x': torch.Tensor(out.float().cpu()).numpy().astype(dtype), 'y': torch.as_tensor(learn.yb[0]).cpu().numpy()}
-            if not np.isfinite(rows['x']).all(): raise ValueError(f"`dtype` {dtype} can't hold these activations, the largest is {out.abs().max():.3g}: pass dtype='float32'" if torch.isfinite(out).all() else "the body gives activations that are not finite numbers")
+            with np.errstate(over='ignore'): x = torch.Tensor(out.float().cpu()).numpy().astype(dtype)
+            rows = {'x': x, 'y': torch.as_tensor(learn.yb[0]).cpu().numpy()}
+            if not np.isfinite(rows['x']).all(): raise ValueError(_not_finite(out, dtype))
+            if done==0: writer.check_room(sum(v[0].nbytes for v in rows.values())*n_ahead)
             for k,v in rows.items():
                 if done==0: writer.new(f'{name}_{k}', (n,*v.shape[1:]), v.dtype)
                 writer.put(f'{name}_{k}', done, v)
@@ -169,7 +194,7 @@ def _drop_state(opt, ps):
     "Forget what optimizer `opt` knows of the parameters `ps`, but for fastai's flags"
     while opt is not None:
         for p in ps:
-            if p in opt.state: opt.state[p] = {k:v for k,v in opt.state[p].items() if k in getattr(opt, '_keep_on_clear', ())}
+            if p in opt.state: opt.state[p] = {k:v for k,v in opt.state[p].items() if k in Optimizer._keep_on_clear}
         opt = vars(opt).get('opt')
 
 # %% ../nbs/08_precompute.ipynb #40c1f6d3
@@ -182,16 +207,21 @@ class HeadLearner(Learner):
             if hasattr(learn.dls, k): setattr(dls, k, getattr(learn.dls, k))
         super().__init__(dls, head, loss_func=learn.loss_func, opt_func=learn.opt_func, lr=learn.lr, splitter=params, metrics=learn.metrics, path=learn.path,
             model_dir=Path(learn.model_dir)/'head', wd=learn.wd, wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, moms=learn.moms)
-        self.whole,self.features,self.store,self.probe_diff = learn,features,store,None
+        self.whole,self.features,self.store,self.probe_diff,self.made_of = learn,features,store,None,repr(features)
 
     def check_fresh(self):
         "StaleActivations if the body changed since the activations were made, or the head left the whole model"
         now,then = hash_module(self.features),self.store.parts['body']
         bad = [k for k in then if now.get(k)!=then[k]]
         if bad: raise StaleActivations(f"the body has changed since these activations were made: {len(bad)} of its weights and statistics differ, the first is {bad[0]!r}. Call `learn.precompute()` again")
-        try: same = all(a is b for a,b in zip(split_model(get_model(self.whole.model))[1], self.model, strict=True))
-        except (TypeError,ValueError): same = False
-        if not same: raise StaleActivations("the model of `learn` was replaced since these activations were made: call `learn.precompute()` again")
+        if not self._is_in_place(): raise StaleActivations("the model of `learn` was replaced since these activations were made: call `learn.precompute()` again")
+
+    def _is_in_place(self):
+        "Whether the whole model still is this body and this head"
+        try: parts = split_model(get_model(self.whole.model))
+        except TypeError: return False
+        mine = (self.features,self.model)
+        return [list(o) for o in parts]==[list(o) for o in mine] and repr(self.features)==self.made_of
 
     def fit(self, *args, **kwargs):
         self.check_fresh()
@@ -210,6 +240,7 @@ class HeadLearner(Learner):
     def predict(self, *args, **kwargs): self._whole_only('predict')
     def export(self, *args, **kwargs): self._whole_only('export')
     def show_results(self, *args, **kwargs): self._whole_only('show_results')
+    def tta(self, *args, **kwargs): self._whole_only('tta')
 
     def probe(self,
         n:int=64 # Pictures to compare
@@ -237,8 +268,9 @@ def precompute(self:Learner,
     "Run the body once over both data sets without augmentation, or find the store of an earlier run, and return a Learner for the head"
     if dtype not in _tolerance: raise ValueError(f"`dtype` must be 'float16' or 'float32', got {dtype!r}")
     features,head = split_model(get_model(self.model))
+    bs = _check_data(self.dls, bs)
     self.model.to(self.dls.device)
-    bs,tmp,root = bs or self.dls.bs,None,Path(path or self.path/'activations')
+    rng,tmp,root = get_random_states(),None,Path(path or self.path/'activations')
     try: parts = store_parts(self, features, dtype)
     except CannotDescribe as e:
         warnings.warn(f"these activations can't be kept for another time, since {e}")
@@ -247,19 +279,31 @@ def precompute(self:Learner,
     store,say = ActivationStore.find(root, parts),partial(print, flush=True) if self.logger is print else lambda o: None
     if store is None: store = _make_store(self, features, dtype, bs, root, parts, say)
     else: say(f'Found the activations of {_count(store)} items in {store.folder}')
+    set_random_states(**rng)   # so that training goes on alike whether the store was made or found
     res = HeadLearner(self, features, head, store, bs)
     res.tmp = tmp
     if check and res.probe()>_tolerance[dtype]*max(res.probe_scale, 1): raise RuntimeError(f"the whole model and the stored activations disagree by {res.probe_diff:.3g} (outputs up to {res.probe_scale:.3g}): pass dtype='float32', or delete {store.folder}")
+    set_random_states(**rng)
     if not hasattr(self, 'progress'): res.remove_cbs([o for o in res.cbs if o.name=='progress'])
     return res
+
+# %% ../nbs/08_precompute.ipynb #52fda1ac
+def _check_data(dls, bs):
+    "The batch size to use, after a look at what `dls` holds"
+    if bs is not None and (isinstance(bs, bool) or not isinstance(bs, int) or bs<1): raise ValueError(f"`bs` must be a whole number above 0, or None for that of the Learner's data, got {bs!r}")
+    if len(dls.loaders)<2 or not all(isinstance(o, DataLoader) for o in dls.loaders[:2]): raise TypeError("precompute needs a training and a validation set in fastai's own DataLoaders (DataLoaders.from_dsets makes them from torch data sets)")
+    return bs or dls.bs
 
 def _count(store): return ' + '.join(str(len(store.arrays[f'{k}_x'])) for k in ('train','valid'))
 
 def _make_store(learn, features, dtype, bs, root, parts, say):
     changed,start = explain_miss(root, parts),time.time()
     if changed: say(f'Extracting anew: since the last time there are changes in {", ".join(changed)}')
+    train,valid = learn.dls.train,learn.dls.valid
+    n_train,n_valid = len(train.dataset),len(valid.dataset)
     with StoreWriter(root, parts) as w:
-        for k,dl in dict(train=learn.dls.train, valid=learn.dls.valid).items(): _extract(learn, features, k, dl, dtype, bs, w)
+        _extract(learn, features, 'train', train, dtype, bs, w, n_train+n_valid)
+        _extract(learn, features, 'valid', valid, dtype, bs, w, n_valid)
         store = w.close()
     size = sum(a.nbytes for a in store.arrays.values())/1e6
     say(f'Extracted the activations of {_count(store)} items ({size:.1f} MB) in {time.time()-start:.1f} s to {store.folder}')
