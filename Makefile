@@ -10,7 +10,7 @@ help:
 	@echo "make demo    install what the demo needs in .venv, and train on its pictures: the results go to runs/demo"
 	@echo "make test    install what developers need in .venv, and run all checks, as CI does"
 	@echo "make docs    build the documentation site in _docs"
-	@echo "make bench   measure, some minutes long, and write benchmarks/RESULTS.md"
+	@echo "make bench   measure, about ten minutes long, and write benchmarks/RESULTS.md"
 	@echo "make clean   delete what was built (not .venv, not runs)"
 	@echo "Another Python: make demo PYTHON=python3.12"
 

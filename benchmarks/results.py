@@ -12,7 +12,7 @@ def machine():
     cpu = Path('/proc/cpuinfo')
     name = re.search(r'model name\s*: (.*)', cpu.read_text()) if cpu.exists() else None
     mem = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else 0
-    return f"{name[1] if name else platform.processor() or platform.machine()}, {os.cpu_count()} cores, {mem:.0f} GiB"
+    return f"{name[1] if name else platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores, {mem:.0f} GiB"
 
 def write_section(title, command, body):
     "Replace or append the section `title`"

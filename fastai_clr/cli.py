@@ -8,7 +8,7 @@ Docs: https://example.github.io/fastai_clr/cli.html.md"""
 __all__ = ['clr_train']
 
 # %% ../nbs/13_cli.ipynb #27fba2fd
-import os, shutil, sys, warnings
+import os, shlex, shutil, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from fastcore.script import call_parse
@@ -25,19 +25,24 @@ def _sentences(name):
             warnings.filterwarnings('default', module=r'fastai_clr\.')
             warnings.showwarning = _show_warning
             yield
-    except KeyboardInterrupt as e:
-        print(f'\n{name}: stopped. {e}'.rstrip(), file=sys.stderr)
-        sys.exit(130)
-    except (ValueError,OSError,ImportError) as e:
-        print(f'{name}: {e}', file=sys.stderr)
-        sys.exit(1)
+    except KeyboardInterrupt as e: _exit(130, f'\n{name}: stopped. {e}'.rstrip())
+    except (ValueError,OSError,ImportError) as e: _exit(1, f'{name}: {e}')
+    except RuntimeError as e:
+        if type(e).__name__!='OutOfMemoryError': raise
+        _exit(1, f'{name}: the GPU has too little memory: pass a lower --bs or --size')
+
+def _exit(status, message):
+    print(message, file=sys.stderr)
+    sys.exit(status)
 
 # %% ../nbs/13_cli.ipynb #0e774a3d
 _marker = '.clr_train'
-_ours = ('export.pkl','report.html','report.json','history.csv','figures','models','pictures','weights')
+_results = ('export.pkl','report.html','report.json','history.csv','figures/*.png','models/snapshots/recipe*-step*','models/head/snapshots/recipe*-step*')
 
-def _check_out(out, pictures, overwrite):
+def _check_out(out, pictures, weights, overwrite):
     "Refuse an `out` that can't be written to, or where something would be lost"
+    for k,v in {'the pictures': pictures, '--weights': weights}.items():
+        if v is not None and Path(v).resolve().is_relative_to(out.resolve()): raise ValueError(f"{k} ({v}) lie inside `--out` {out}, where results are replaced: choose another folder")
     if pictures is not None and out.resolve().is_relative_to(Path(pictures).resolve()): raise ValueError(f"`--out` {out} lies inside {pictures}: nothing is written among the pictures, choose another folder")
     if out.exists() and not out.is_dir(): raise ValueError(f"`--out` {out} is a file: choose a folder")
     if out.is_dir() and any(out.iterdir()):
@@ -46,11 +51,23 @@ def _check_out(out, pictures, overwrite):
     near = next(o for o in (out.resolve(),*out.resolve().parents) if o.exists())
     if not near.is_dir() or not os.access(near, os.W_OK|os.X_OK): raise ValueError(f"`--out` {out} can't be made: no permission to write in {near}")
 
-def _open_out(out):
-    "Make `out`, empty but for stored activations"
-    out.mkdir(parents=True, exist_ok=True)
-    (out/_marker).touch()
-    for f in (out/o for o in _ours): shutil.rmtree(f) if f.is_dir() and not f.is_symlink() else f.unlink(missing_ok=True)
+# %% ../nbs/13_cli.ipynb #6d707a7c
+@contextmanager
+def _new_out(out):
+    "Make `out` if it isn't there; take it away again if the block fails"
+    was,taken = out.exists(),out.exists() and any(out.iterdir())
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out/_marker).touch()
+        yield
+    except BaseException:
+        if not taken: shutil.rmtree(out, ignore_errors=True)
+        if was and not taken: out.mkdir()
+        raise
+
+def _clear_out(out):
+    "Remove the results of an earlier run"
+    for f in [f for o in _results for f in out.glob(o)]: shutil.rmtree(f) if f.is_dir() and not f.is_symlink() else f.unlink()
 
 # %% ../nbs/13_cli.ipynb #43b74830
 def _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weights, pretrained, fp16):
@@ -61,22 +78,41 @@ def _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weigh
     dls = picture_dls(pictures, size=size, bs=bs, valid_pct=valid_pct, seed=seed, flip=flip, device=device)
     if fp16 and dls.device.type!='cuda': raise ValueError(f"`--fp16` needs an NVIDIA GPU, and training is on {dls.device}: leave it out")
     learn = picture_learner(dls, arch, path=out, weights=weights, pretrained=pretrained)
+    _try_batch(learn, arch, size)
     return learn.to_fp16() if fp16 else learn
+
+def _try_batch(learn, arch, size):
+    "ValueError if the model can't take a batch: some architectures want a size of their own"
+    try:
+        with learn.no_bar(): learn.get_preds(dl=[learn.dls.valid.one_batch()])
+    except (RuntimeError,AssertionError,TypeError,ValueError) as e:
+        if type(e).__name__=='OutOfMemoryError': raise
+        raise ValueError(f"`--arch` {arch} can't take pictures of `--size` {size}: {next(iter(str(e).splitlines()), type(e).__name__)}") from e
 
 def _export(learn):
     "Write `export.pkl` under a temporary name, then rename"
-    learn.export('.export.pkl')
-    os.replace(learn.path/'.export.pkl', learn.path/'export.pkl')
+    if hasattr(learn, 'mixed_precision'): learn = learn.to_fp32()
+    tmp = learn.path/'.export.pkl'
+    try:
+        learn.export(tmp.name)
+        os.replace(tmp, learn.path/'export.pkl')
+    finally: tmp.unlink(missing_ok=True)
 
+# %% ../nbs/13_cli.ipynb #08d49bd4
 def _run(learn, settings, recipe):
     "Train by the recipe, and write the report and the exported Learner"
     from fastai_clr.recipe import RecipeInterrupted
     from fastai_clr import report as _   # adds `save` to the report; chkstyle: ignore
     try: report = learn.fit_recipe(**recipe)
-    except RecipeInterrupted as e:
-        e.report.settings.update(settings)
-        e.report.save(learn.path)
-        raise KeyboardInterrupt(f'Step {e.step} was not finished. The steps before it are in {learn.path}/report.html, the weights of every finished cycle below {learn.path}/models') from e
+    except BaseException as e:
+        report = getattr(e, 'report', None)
+        if report is None: raise
+        report.settings.update(settings)
+        report.save(learn.path)
+        if report.finished: _export(learn)
+        if not isinstance(e, RecipeInterrupted): raise
+        done = 'All steps were done' if report.finished else f'Step {e.step} was not finished'
+        raise KeyboardInterrupt(f'{done}. The finished steps are in {learn.path}/report.html, the weights of every finished cycle below {learn.path}/models') from e
     report.settings.update(settings)
     report.save(learn.path)
     _export(learn)
@@ -109,15 +145,21 @@ def clr_train(
     with _sentences('clr_train'):
         out = Path(out)
         if demo==(pictures is not None): raise ValueError("pass a folder of pictures, or --demo, and not both: see clr_train --help")
-        _check_out(out, pictures, overwrite)
-        if demo:
-            from fastai_clr.data import demo_pictures, demo_weights
-            _open_out(out)
-            pictures,weights,flip = demo_pictures(out/'pictures'),weights or demo_weights(out/'weights'),False
+        _check_out(out, pictures, weights, overwrite)
+        from fastai_clr.recipe import check_recipe
+        recipe = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=cycles, patience=patience, freeze_stats=pretrained,
+                      ratio=ratio if ratio is not None else 10 if pretrained else 1)
+        check_recipe(**recipe)
         arch = arch or ('tf_efficientnet_lite0' if demo else 'resnet34')
         if size is None: size = 64 if demo else 224
-        learn = _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weights, pretrained, fp16)
-        if not demo: _open_out(out)
-        recipe = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=cycles, patience=patience,
-                      ratio=ratio if ratio is not None else 10 if pretrained else 1)
-        _run(learn, dict(pictures=str(pictures), arch=arch, size=size, valid_pct=valid_pct, seed=seed, fp16=fp16, command=' '.join(sys.argv)), recipe)
+        with _new_out(out):
+            if demo: pictures,weights,flip = _demo(out, arch, weights, pretrained)
+            learn = _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weights, pretrained, fp16)
+        _clear_out(out)
+        _run(learn, dict(pictures=str(pictures), arch=arch, size=size, valid_pct=valid_pct, seed=seed, fp16=fp16, command=shlex.join(sys.argv)), recipe)
+
+def _demo(out, arch, weights, pretrained):
+    "The demo's pictures, weights if they are wanted, and whether to flip"
+    from fastai_clr.data import demo_pictures, demo_weights
+    own = weights is None and pretrained and arch=='tf_efficientnet_lite0'
+    return demo_pictures(out/'demo/pictures'),demo_weights(out/'demo') if own else weights,False

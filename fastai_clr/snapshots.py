@@ -128,8 +128,9 @@ class StopOnOverfit(Callback):
             self.best_state = {k:o.detach().to('cpu', copy=True) for k,o in get_model(self.model).state_dict().items()}
             return
         self.waited += 1
-        if self.waited>=self.patience:
-            best = 'no cycle was better than none' if self.best is None else f'the best was cycle {self.best_cycle} with {self.best:.6g}'
+        left = self.cycle_scheduler.cycle_stop<self.n_epoch*self.cycle_scheduler.per_epoch
+        if self.waited>=self.patience and left:
+            best = 'no cycle gave a finite value' if self.best is None else f'the best was cycle {self.best_cycle} with {self.best:.6g}'
             self.recorder.stopped = f'stopped after cycle {self.last_cycle} (epoch {self.epoch}): {self.monitor} was {v:.6g}, {best}'
             raise CancelFitException()
 

@@ -1,8 +1,9 @@
 "`clr_train` as a user runs it: a process, its output, its exit status, and what it leaves behind"
 import json, os, re, shutil, signal, subprocess, sys
 from pathlib import Path
-import pandas as pd, pytest
+import numpy as np, pandas as pd, pytest
 from fastai_clr import cli
+from pictures import listing
 
 exe = Path(sys.executable).with_name('clr_train')
 FAST = '--size 32 --head-epochs 1 --head-cycles 1 --cycles 1'.split()
@@ -19,8 +20,6 @@ def refused(out, *args, says, status=1):
     assert len([l for l in err.splitlines() if l.startswith('clr_train:')])==1
     assert not Path(out).exists()
 
-def listing(path): return sorted((str(o.relative_to(path)), o.stat().st_mtime_ns, o.stat().st_size) for o in Path(path).rglob('*'))
-
 @pytest.fixture(scope='module')
 def demo(tmp_path_factory):
     "A folder in which a short demo was run, and what the command printed"
@@ -31,7 +30,7 @@ def demo(tmp_path_factory):
 
 def test_demo_writes_what_it_says(demo):
     out,stdout = demo
-    assert {'export.pkl','report.html','report.json','history.csv','figures','pictures'} <= {o.name for o in out.iterdir()}
+    assert {'export.pkl','report.html','report.json','history.csv','figures','demo'} <= {o.name for o in out.iterdir()}
     for n in range(1,9): assert f'Step {n} of 8' in stdout
     assert re.search(r'step +title +lr +epochs +seconds +train_loss +valid_loss +accuracy', stdout)
     r = json.loads((out/'report.json').read_text())
@@ -41,7 +40,7 @@ def test_demo_writes_what_it_says(demo):
     assert not list(out.rglob('*.tmp')) and not list(out.glob('.export*'))
 
 def test_export_opens_without_this_package(demo, bare_python, tmp_path):
-    picture = next((demo[0]/'pictures/7').iterdir())
+    picture = next((demo[0]/'demo/pictures/7').iterdir())
     code = f"""
 import sys, warnings
 warnings.simplefilter('ignore')
@@ -98,12 +97,49 @@ def test_bad_folders(tmp_path, digits):
     (['--arch','resnet18','--fp16','--device','cpu','--no-pretrained'], '`--fp16` needs an NVIDIA GPU')])
 def test_bad_options(digits, tmp_path, args, says): refused(tmp_path/'out', digits, *args, says=says)
 
+@pytest.mark.parametrize('args,says', [(['--size','0'], '`size` must be'), (['--arch','no_such'], "`arch` 'no_such' is not known"), (['--patience','0'], '`patience`')])
+def test_bad_options_leave_an_earlier_run_alone(demo, args, says):
+    def kept(): return [o for o in listing(demo[0]) if o[0]!='demo' and not o[0].startswith(('demo/tf','.clr_train'))]
+    before = kept()
+    rc,_,err = clr_train('--demo', '--out', demo[0], '--overwrite', *args)
+    assert rc==1 and says in err and 'Traceback' not in err and kept()==before
+
+def test_pictures_inside_out_are_not_overwritten(demo):
+    before = listing(demo[0])
+    rc,_,err = clr_train(demo[0]/'demo/pictures', '--out', demo[0], '--overwrite')
+    assert rc==1 and 'lie inside `--out`' in err and listing(demo[0])==before
+
+def test_a_size_that_the_model_cannot_take(digits, tmp_path):
+    refused(tmp_path/'out', digits, '--arch', 'vit_tiny_patch16_224', '--no-pretrained', '--size', 32, says="vit_tiny_patch16_224 can't take pictures of `--size` 32")
+
+def test_csv_from_random_weights(digits, bare_python, tmp_path):
+    "A CSV with its own split, a torchvision model without pretrained weights, and an export that opens alone"
+    files = sorted(digits.rglob('*.png'))
+    rows = [dict(file=os.path.relpath(f, tmp_path), label='ab'[int(f.parent.name)%2], is_valid=i%5==0) for i,f in enumerate(files)]
+    pd.DataFrame(rows).to_csv(tmp_path/'pictures.csv', index=False)
+    out = tmp_path/'out'
+    rc,_,err = clr_train(tmp_path/'pictures.csv', '--arch', 'resnet18', '--no-pretrained', '--bs', 32, '--out', out, *FAST)
+    assert rc==0, err
+    r = json.loads((out/'report.json').read_text())
+    assert r['vocab']==['a','b'] and np.sum(r['confusion'])==len(files)//5 and r['settings']['ratio']==1 and not r['settings']['freeze_stats']
+    code = f"from fastai.learner import load_learner; print('RESULT', load_learner({str(out/'export.pkl')!r}).predict({str(files[0])!r})[0])"
+    p = subprocess.run([bare_python, '-W', 'ignore', '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert re.search('RESULT [ab]', p.stdout), p.stderr
+
+def test_train_and_valid_folders(digits, weights, tmp_path):
+    for i,f in enumerate(sorted(digits.rglob('*.png'))):
+        dest = tmp_path/'src'/('valid' if i%4==0 else 'train')/f.parent.name
+        dest.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, dest)
+    rc,stdout,err = clr_train(tmp_path/'src', '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--bs', 32, '--out', tmp_path/'out', *FAST)
+    assert rc==0 and '150 items for training, 50 for validation' in stdout, err
+
 def test_weights_of_another_model(digits, weights, tmp_path):
     refused(tmp_path/'out', digits, '--arch', 'resnet18', '--weights', weights, says="doesn't fit resnet18: .* missing .*conv1.weight")
 
 def test_recipe_options_are_checked_before_training(digits, weights, tmp_path):
     rc,stdout,err = clr_train(digits, '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--size', 32, '--ratio', 0, '--out', tmp_path/'out')
-    assert rc==1 and '`ratio` must be a number of at least 1, got 0.0' in err and 'Step' not in stdout
+    assert rc==1 and '`ratio` must be a number of at least 1, got 0.0' in err and 'Step' not in stdout and not (tmp_path/'out').exists()
 
 @pytest.mark.parametrize('args,says', [(['--size','big'], 'argument --size: invalid int value'), (['--no-such'], 'unrecognized arguments')])
 def test_options_that_argparse_refuses(digits, tmp_path, args, says):
@@ -127,7 +163,7 @@ def test_out_that_is_a_file_or_below_one(digits, tmp_path):
 
 def test_no_permission_to_write(tmp_path, monkeypatch):
     monkeypatch.setattr(cli.os, 'access', lambda *a: False)
-    with pytest.raises(ValueError, match="can't be made: no permission to write in"): cli._check_out(tmp_path/'a/b', None, False)
+    with pytest.raises(ValueError, match="can't be made: no permission to write in"): cli._check_out(tmp_path/'a/b', None, None, False)
 
 def test_offline(digits, tmp_path):
     "No host can be reached: the name of a proxy that isn't there sees to that"

@@ -1,10 +1,16 @@
 "The eight steps on real pictures"
 import copy
+from types import SimpleNamespace
 import pytest, torch
 from fastai.callback.core import Callback
+from fastai.data.block import DataBlock, MultiCategoryBlock
+from fastai.data.transforms import RandomSplitter, get_image_files
 from fastai.torch_core import set_seed
+from fastai.vision.augment import Resize
+from fastai.vision.data import ImageBlock
+import fastai_clr.report   # adds `save`; chkstyle: ignore
 from fastai_clr.data import picture_dls, picture_learner
-from fastai_clr.recipe import RecipeInterrupted, RecipeReport, _before_blowup, _lr_text
+from fastai_clr.recipe import RecipeInterrupted, RecipeReport, _before_blowup, _lr_text, _snapshot_name
 import numpy as np
 
 SHORT = dict(head_epochs=1, head_cycles=1, n_cycles=2, ratio=5)
@@ -72,7 +78,7 @@ def test_body_statistics_stay_and_its_weights_train(done):
 
 def test_the_learner_is_left_as_it_was(done):
     learn = done[0]
-    assert learn.train_bn and not [o for o in learn.cbs if 'fastai_clr' in type(o).__module__]
+    assert learn.train_bn and learn.opt is None and not [o for o in learn.cbs if 'fastai_clr' in type(o).__module__]
 
 def test_each_cycle_is_a_snapshot(done):
     learn,r,*_ = done
@@ -92,10 +98,47 @@ def test_ctrl_c_keeps_the_finished_steps(digits, weights, tmp_path):
 def test_bad_arguments(done, name, value):
     with pytest.raises(ValueError, match=f'`{name}` must be .* got {value!r}'): done[0].fit_recipe(**{name: value})
 
+def test_failure_keeps_the_finished_steps(digits, weights, tmp_path):
+    learn = make_learner(digits, weights, tmp_path)
+    class Fail(Callback):
+        def before_batch(self): raise RuntimeError('out of memory')
+    with learn.no_bar(), learn.no_logging(), pytest.raises(RuntimeError, match='out of memory') as e, learn.added_cbs(Fail()): learn.fit_recipe(**SHORT)
+    assert [o['step'] for o in e.value.report.steps]==[1,2,3]
+
+def test_a_report_without_a_judgement(digits, weights, tmp_path, monkeypatch):
+    "What fails after training costs the confusion matrix, not the model"
+    learn = make_learner(digits, weights, tmp_path)
+    def fail(*args, **kw): raise OSError('a picture is gone')
+    monkeypatch.setattr(learn, 'get_preds', fail)
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='a picture is gone'): r = learn.fit_recipe(**SHORT)
+    assert r.finished and len(r.steps)==8 and not r.confusion
+
+def test_several_labels_and_no_metric(digits, weights, tmp_path):
+    set_seed(0)
+    block = DataBlock((ImageBlock,MultiCategoryBlock), get_items=get_image_files, get_y=lambda o: [o.parent.name, 'odd' if int(o.parent.name)%2 else 'even'],
+        splitter=RandomSplitter(seed=0), item_tfms=Resize(32))
+    learn = picture_learner(block.dataloaders(digits, path=digits, bs=32, num_workers=0), 'tf_efficientnet_lite0', path=tmp_path, weights=weights, metrics=None)
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(**SHORT)
+    assert r.finished and r.metric_name is None and r.steps[-1]['valid_loss']>0 and not r.confusion
+    assert 'valid_loss' in repr(r) and (r.save(tmp_path/'report')).read_text()
+
+def test_statistics_of_a_random_body_are_trained(digits, tmp_path):
+    set_seed(0)
+    learn = picture_learner(picture_dls(digits, size=32, bs=32, flip=False), 'resnet18', path=tmp_path, pretrained=False)
+    before = copy.deepcopy(learn.model[0].state_dict())
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe(**SHORT, freeze_stats=False)
+    assert not [k for k,v in learn.model[0].state_dict().items() if 'running' in k and torch.equal(v, before[k])]
+
+@pytest.mark.parametrize('there,name', [([], 'recipe1'), (['recipe1-step4'], 'recipe2'), (['recipe2-step8','recipe10-step3','recipes'], 'recipe11')])
+def test_snapshot_names_are_new(tmp_path, there, name):
+    for o in there: (tmp_path/'models/snapshots'/o).mkdir(parents=True)
+    for model_dir in ('models', tmp_path/'models'): assert _snapshot_name(SimpleNamespace(path=tmp_path, model_dir=model_dir))==name
+
 def test_lr_before_blowup():
     lrs = np.logspace(-6, 0, 601)
     assert _before_blowup(lrs, 1+(lrs/.01)**4) == pytest.approx(.01*.25**.25/10, rel=.03)
     assert _before_blowup(lrs, np.ones(601)) == pytest.approx(.1)
+    assert 1e-7 < _before_blowup(lrs, -1+(lrs/.01)**4) < .1
 
 @pytest.mark.parametrize('lr,text', [(1e-3, '1.0e-03'), ((1e-4,1e-3), '1.0e-04 to 1.0e-03'), (np.array([2e-3]), '2.0e-03')])
 def test_lr_text(lr, text): assert _lr_text(lr) == text

@@ -1,7 +1,7 @@
 "`tools/install.py`: the sentences for what goes wrong on a new machine"
 import importlib.util, os, shutil, subprocess, sys
 import pytest
-from conftest import make_venv, root, run
+from conftest import make_venv, root
 
 spec = importlib.util.spec_from_file_location('install', root/'tools/install.py')
 install = importlib.util.module_from_spec(spec)
@@ -94,16 +94,6 @@ def test_make_installs_once(checkout):
     st = (checkout/goal).stat().st_mtime
     os.utime(checkout/'settings.ini', (st+5, st+5))
     assert n()==2
-
-@pytest.fixture
-def tiny_disk(tmp_path):
-    "A disk of 1 MB"
-    p = tmp_path/'disk'
-    p.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', p], capture_output=True).returncode:
-        pytest.skip('a small disk can only be mounted by root')
-    yield p
-    run('umount', p)
 
 def test_little_disk(tiny_disk, tmp_path):
     for o in ('tools/install.py', 'settings.ini'):
