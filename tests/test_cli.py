@@ -176,7 +176,8 @@ def test_offline(digits, tmp_path):
 def test_ctrl_c_keeps_what_is_finished(digits, weights, tmp_path):
     out = tmp_path/'out'
     cmd = [exe, digits, '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--size', '32', '--bs', '32', '--head-cycles', '50', '--out', out]
-    p = subprocess.Popen(list(map(str, cmd)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+    def heed(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # a job in the background is started deaf to it
+    p = subprocess.Popen(list(map(str, cmd)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'}, preexec_fn=heed)
     for line in p.stdout:
         if 'Step 4 of 8' in line: break
     p.send_signal(signal.SIGINT)
