@@ -138,9 +138,7 @@ def test_what_cannot_be_told_is_refused_by_name(o, name):
     with pytest.raises(CannotDescribe) as e: describe(o)
     assert name in str(e.value)
 
-def test_a_set_of_several_types():
-    try: assert describe({1,'a',None}) == describe({None,'a',1})
-    except CannotDescribe: pass
+def test_a_set_of_several_types(): assert describe({1,'a',None}) == describe({None,'a',1})
 
 _plain = st.recursive(st.none()|st.booleans()|st.integers()|st.floats(allow_nan=False)|st.text(), lambda o: st.lists(o)|st.dictionaries(st.text(), o),
     max_leaves=8)

@@ -1,6 +1,7 @@
 "`schedules`: exact values, and what holds for any arguments. Peers are compared in `parity`"
 import copy, math, matplotlib.pyplot as plt, numpy as np, pickle, pytest, signal
 from fastai_clr.schedules import CosineRestarts, ExpDecay, InverseTimeDecay, StepDecay, Triangular
+from contextlib import suppress
 from fractions import Fraction
 from hypothesis import given, settings, strategies as st
 
@@ -346,5 +347,4 @@ def test_nonsense(kind_kw, n_iter):
         assert '`' in str(e), 'the message names the argument'
         return
     assert pickle.loads(pickle.dumps(s))==s
-    try: keeps_its_promises(s, n_iter)
-    except (ValueError,TypeError): pass
+    with suppress(ValueError, TypeError): keeps_its_promises(s, n_iter)   # it may refuse so few batches an epoch
