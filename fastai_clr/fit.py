@@ -9,11 +9,13 @@ __all__ = []
 
 # %% ../nbs/05_fit.ipynb #8005c5cd
 import math, numpy as np
+from numbers import Integral, Real
 from fastcore.basics import patch
 from fastcore.foundation import L
+from fastai.callback.core import Callback
 from fastai.learner import Learner
 from matplotlib.axes import Axes
-from .cycles import CycleScheduler, cycle_hypers
+from .cycles import CycleScheduler, batches_per_epoch, check_scheds, cycle_hypers
 from .schedules import CosineRestarts, Schedule, Triangular
 from .snapshots import SnapshotSaver, StopOnOverfit
 
@@ -29,17 +31,31 @@ def _n_cycles(sched, patience, max_epochs):
     fit = sched._guess(max_epochs*(1+1e-12))
     return fit if n is None else min(fit, n)
 
-def _fit(learn, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, **kwargs):
+# %% ../nbs/05_fit.ipynb #64d79ab4
+def _check_fit(n_epoch, cbs, wd, start_epoch):
+    "TypeError or ValueError on arguments that `Learner.fit` would only trip over later"
+    for o in cbs:
+        if not isinstance(o, Callback) and not (isinstance(o, type) and issubclass(o, Callback)): raise TypeError(f"`cbs` must be callbacks, got {o!r}")
+    for o in () if wd is None else [wd.start or wd.stop,wd.stop] if isinstance(wd, slice) else L(wd, use_list=None):
+        if isinstance(o, bool) or not isinstance(o, Real): raise TypeError(f"`wd` must be a number at least 0, one a parameter group, or a slice, got {wd!r}")
+        if not 0<=o<math.inf: raise ValueError(f"`wd` must be finite and at least 0, got {wd!r}")
+    if isinstance(start_epoch, bool) or not isinstance(start_epoch, Integral): raise TypeError(f"`start_epoch` must be a whole number of epochs, got {start_epoch!r}")
+    if not 0<=start_epoch<=n_epoch: raise ValueError(f"`start_epoch` must be from 0 to the {n_epoch} epochs of the fit, got {start_epoch}")
+
+def _fit(learn, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, wd, start_epoch, **kwargs):
     "`Learner.fit` with hyper-parameters that follow schedules"
+    cbs,scheduler = L(cbs),CycleScheduler(**hypers)
     extra = [] if snapshots is None else [SnapshotSaver(snapshots)]
     if patience is not None: extra.append(StopOnOverfit(patience, monitor, comp))
-    learn.fit(n_epoch, cbs=L([CycleScheduler(**hypers), *extra]) + L(cbs), **kwargs)
+    if learn.opt is None: learn.create_opt()
+    check_scheds(learn.opt, hypers, n_epoch, batches_per_epoch(learn))
+    _check_fit(n_epoch, cbs, wd, start_epoch)
+    learn.fit(n_epoch, cbs=L([scheduler, *extra]) + cbs, wd=wd, start_epoch=start_epoch, **kwargs)
 
 def _fit_cycles(learn, kind, n_cycles, lr_max, moms, kwargs, max_epochs, patience, **fit_kwargs):
     "Fit by cycles of the schedule `kind(n_cycles, **kwargs)`"
-    n = _n_cycles(kind(n_cycles, **kwargs), patience, max_epochs)
-    hypers = cycle_hypers(learn, kind, lr_max, moms, n_cycles=n, **kwargs)
-    n_iter = len(learn.dls.train)
+    n = _n_cycles(kind(n_cycles, **{k:v for k,v in kwargs.items() if k!='lr_min'}), patience, max_epochs)
+    hypers,n_iter = cycle_hypers(learn, kind, lr_max, moms, n_cycles=n, **kwargs),batches_per_epoch(learn)
     _fit(learn, math.ceil(hypers['lr'].bounds(n_iter)[-1]/n_iter), hypers, patience=patience, **fit_kwargs)
 
 # %% ../nbs/05_fit.ipynb #50ee6979
@@ -54,7 +70,7 @@ def fit_sgdr(self:Learner,
     wd:float|None=None, # Weight decay; `None`: the Learner's own
     start_epoch:int=0, # Epochs to skip, counting them as done
     *,
-    lr_min:float|tuple=0., # Lr that each cycle ends just above; scalar or one a parameter group
+    lr_min:float|slice|list|np.ndarray=0., # Lr that each cycle ends just above, as in fastai
     cycle_decay:float=1., # The peak of cycle k is `lr_max*cycle_decay**k`
     warmup_pct:float=0., # Fraction of each cycle, in [0,1), that rises linearly to the peak
     moms:tuple|None=None, # Momentum (at `lr_max`, at `lr_min`); `None`: momentum is left alone
@@ -75,7 +91,7 @@ def fit_clr(self:Learner,
     n_cycles:int|None, # Number of cycles, at least 3 by the paper's advice; `None`: until over-fitting, with `patience` and `max_epochs`
     step_size:float=2, # Half a cycle, in epochs; 2 to 10 by the paper's advice
     lr_max:float|slice|list|np.ndarray|None=None, # Upper bound, as in fastai; `None`: the Learner's own lr
-    lr_min:float|tuple|None=None, # Lower bound; scalar or one a parameter group; `None`: `lr_max/4`
+    lr_min:float|slice|list|np.ndarray|None=None, # Lower bound, as in fastai; `None`: `lr_max/4`
     mode:str='triangular', # 'triangular', 'triangular2' (amplitude halves each cycle) or 'exp_range' (amplitude times `gamma**batch`)
     gamma:float|None=None, # Factor a batch of 'exp_range', in (0,1]
     scale_fn=None, # Own scale of the amplitude: a function of the cycle (from 1) or of the batch (from 0)
@@ -118,15 +134,25 @@ def fit_schedule(self:Learner,
     _fit(self, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
 
 # %% ../nbs/05_fit.ipynb #34eeac15
+def _group_names(learn):
+    "What the parameter groups hold, as `0: first module … last module`, without making an optimizer"
+    names = {id(p): n.rpartition('.')[0] or n for n,p in learn.model.named_parameters()}
+    groups = L(learn.splitter(learn.model))
+    groups = [L(o['params'] if isinstance(o, dict) else o) for o in groups] if isinstance(groups[0], (L,list,dict)) else [groups]
+    ends = [[names.get(id(o), '?') for o in (g[0],g[-1])] if len(g) else ['no parameters']*2 for g in groups]
+    return [f'{i}: {a}' if a==b else f'{i}: {a} … {b}' for i,(a,b) in enumerate(ends)]
+
 @patch
 def plot_schedule(self:Learner,
     sched:Schedule, # The schedule to look at
     n_epoch:int|None=None, # Epochs to show; `None`: all of them (an endless schedule wants a number)
     ax:Axes|None=None, # Where to draw; `None` makes a figure
 )->Axes: # The axis drawn on
-    "Plot `sched` as this Learner's data would drive it: real batches an epoch, cycles marked, total in the title"
-    n_iter = len(self.dls.train)
-    ax = sched.plot(n_iter, n_epoch and n_epoch*n_iter, ax=ax)
+    "Plot `sched` as this Learner's data would drive it: real batches an epoch, groups named, epochs and cycles marked, total in the title"
+    if not isinstance(sched, Schedule): raise TypeError(f"`sched` must be a schedule such as CosineRestarts(3, lr_max=1e-2), got {sched!r}")
+    n_iter,names = batches_per_epoch(self),_group_names(self)
+    if sched._n_groups not in (0,1,len(names)): raise ValueError(f"`sched` has values for {sched._n_groups} parameter groups, the Learner has {len(names)}")
+    ax = sched.plot(n_iter, n_epoch and n_epoch*n_iter, ax=ax, labels=names)
     n = sched.bounds(n_iter, n_epoch and n_epoch*n_iter)[-1]
     ax.set_title(f'{n:,} batches, {n/n_iter:g} epochs of {n_iter:,}')
     return ax

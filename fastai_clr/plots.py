@@ -10,6 +10,7 @@ __all__ = ['plot_values', 'plot_lr_find', 'plot_losses', 'plot_metric_by_step', 
 # %% ../nbs/00_plots.ipynb #99047ded
 from collections.abc import Sequence
 import matplotlib.pyplot as plt, numpy as np
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 # %% ../nbs/00_plots.ipynb #20cfb9ce
 def _axis(ax, figsize=(6,3)): return plt.subplots(figsize=figsize)[1] if ax is None else ax
@@ -20,14 +21,20 @@ def plot_values(
     n_iter:int|None=None, # Batches an epoch: the x axis is in epochs; `None`: in batches
     bounds:Sequence[int]=(), # Batches at which a cycle starts or ends, marked by dotted lines
     name:str='lr', # Label of the y axis
+    labels:Sequence[str]|None=None, # Name of each parameter group; `None`: 'group 0' and so on
     ax:plt.Axes|None=None, # Where to draw; `None` makes a figure
 )->plt.Axes: # The axis drawn on
-    "Plot a hyper-parameter by batch or by epoch, with the bounds of its cycles"
+    "Plot a hyper-parameter by batch or by epoch: a tick and a pale line at epochs, a dotted line at the bounds of cycles"
     ax,values = _axis(ax),np.asarray(values)
     per = n_iter or 1
     lines = ax.plot(np.arange(len(values))/per, values, lw=1.5)
-    for b in bounds: ax.axvline(b/per, color='grey', ls=':', lw=.8)
-    if values.ndim==2 and values.shape[1]>1: ax.legend(lines, [f'group {i}' for i in range(values.shape[1])], fontsize=8)
+    for b in bounds: ax.axvline(b/per, color='dimgrey', ls=':', lw=1)
+    if n_iter:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(values)/n_iter<=50: ax.xaxis.set_minor_locator(MultipleLocator(1))
+        ax.grid(axis='x', which='both', color='gainsboro', lw=.5)
+        ax.set_axisbelow(True)
+    if values.ndim==2 and values.shape[1]>1: ax.legend(lines, labels or [f'group {i}' for i in range(values.shape[1])], fontsize=8)
     ax.set(xlabel='epoch' if n_iter else 'batch', ylabel=name)
     return ax
 

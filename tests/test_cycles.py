@@ -403,7 +403,7 @@ def test_group_lrs():
     assert learn.group_lrs(.09)==pytest.approx([.03,.09]) and learn.group_lrs(1., 10)==pytest.approx([.1,1])
     assert learn.group_lrs(.1, .5)==pytest.approx([.2,.1])
     for r in 0,-1,float('nan'):
-        with pytest.raises(ValueError, match='`ratio` must be above 0, got'): learn.group_lrs(.1, r)
+        with pytest.raises(ValueError, match='`ratio` must be a number above 0, got'): learn.group_lrs(.1, r)
     watch = Watch()
     learn.fit(1, cbs=[SGDR(learn.group_lrs(.09)), watch])
     assert watch.curve()[0]==pytest.approx([.03,.09])

@@ -2,6 +2,7 @@
 import copy, math, matplotlib.pyplot as plt, numpy as np, pickle, pytest, signal
 from fastai_clr.schedules import CosineRestarts, ExpDecay, InverseTimeDecay, StepDecay, Triangular
 from contextlib import suppress
+from dataclasses import fields
 from fractions import Fraction
 from hypothesis import given, settings, strategies as st
 
@@ -200,14 +201,14 @@ def test_over(s):
     end = s.n_batches(8)
     s.at(end-1, 8)
     for b in (end, end+1, 10**9, -1, -10**6):
-        with pytest.raises(ValueError, match=f'`batch` must be at least 0 and below {end}, got {b}'): s.at(b, 8)
+        with pytest.raises(ValueError, match=f'`batch` must be a whole number, at least 0 and below {end}, got {b}'): s.at(b, 8)
 
 @pytest.mark.parametrize('s', [CosineRestarts(None), Triangular(None), ExpDecay(1., 1)])
 def test_before_the_start(s):
-    with pytest.raises(ValueError, match='`batch` must be at least 0'): s.at(-5, 1)
+    with pytest.raises(ValueError, match='`batch` must be a whole number, at least 0'): s.at(-5, 1)
 
 def test_before_the_start_of_growing_cycles():
-    with pytest.raises(ValueError, match='`batch` must be at least 0'): CosineRestarts(None, 1, 2).at(-5, 1)
+    with pytest.raises(ValueError, match='`batch` must be a whole number, at least 0'): CosineRestarts(None, 1, 2).at(-5, 1)
 
 @pytest.mark.parametrize('n', [1,7,20])
 def test_fewer_batches(n):
@@ -328,7 +329,7 @@ def keeps_its_promises(s, n_iter):
     vals = s.values(n_iter, n)
     assert len(vals)==(n or end)
     if not np.isfinite(vals).all(): assert 'e+' in repr(s), 'only what no float can hold is infinite'
-    groups = [len(v) for v in vars(s).values() if isinstance(v, tuple)]
+    groups = [len(v) for v in (getattr(s, o.name) for o in fields(s)) if isinstance(v, tuple)]
     assert vals.shape[1:]==((groups[0],) if groups else ())
     if not isinstance(s, (CosineRestarts,Triangular)): return
     starts = np.array(s.bounds(n_iter, n))
