@@ -29,6 +29,7 @@ docs: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	@echo "Measuring: leave the machine alone meanwhile"
+	@"$(BIN)/python" -W ignore benchmarks/bench_schedules.py
 	@"$(BIN)/python" benchmarks/bench_train.py
 
 .venv/.installed-%: $(FACTS)

@@ -52,3 +52,12 @@ def test_imports_run_downward(name):
     ('from .fit import x', {'fit'}, set()), ('from . import fit, data', {'fit','data'}, set()),
     ('def f():\n    from fastai_clr import fit', {'fit'}, set()), ('from fastai.vision.all import *', set(), {'fastai'})])
 def test_imports(src, own, other): assert imports(src) == (own,other)
+
+def slug(title): return re.sub(r'[^\w\- ]', '', title.lower()).strip().replace(' ', '-')
+def headings(nb): return {slug(o) for c in read_nb(nb).cells if c.cell_type=='markdown' for o in re.findall(r'^#+ (.*)', c.source, re.M)}
+links = re.findall(r'\((\w+\.ipynb)#([\w-]+)\)', ''.join(c.source for c in read_nb(root/'nbs/compared.ipynb').cells))
+
+def test_compared_has_links(): assert len(links)>12
+
+@pytest.mark.parametrize('nb,anchor', sorted(set(links)))
+def test_links_lead_to_a_lesson(nb, anchor): assert anchor in headings(root/'nbs'/nb)
