@@ -152,13 +152,14 @@ def test_resume(tmp_path, fit, lrs):
 
 def exp_lrs(n, lo=1e-7, hi=10., num_it=100): return pytest.approx(lo*(hi/lo)**(np.arange(n)/num_it), rel=1e-12)
 
-def test_lr_finder(tmp_path):
+@pytest.mark.parametrize('start_lr', [1e-7,.1])
+def test_lr_finder(tmp_path, start_lr):
     learn = learner(10, path=tmp_path)
     before = weights(learn)
-    learn.fit(20, cbs=LRFinder(num_it=100))
+    learn.fit(20, cbs=LRFinder(start_lr, num_it=100))
     lrs,losses = learn.recorder.lrs,np.array(learn.recorder.losses)
     n = len(lrs)
-    assert 50<n<100 and len(losses)==n and lrs==exp_lrs(n)
+    assert 50<n<100 and len(losses)==n and lrs==exp_lrs(n, start_lr)
     assert np.array_equal(np.flatnonzero(losses>4*np.minimum.accumulate(losses)), [n-1]), 'it stops where it diverges, and only there'
     assert [len(o) for o in learn.recorder.values]==[1]*(n//10), 'a training loss alone, no validation'
     assert same(before, weights(learn)) and state(learn)==[{},{}] and not [*tmp_path.rglob('*.pth')]
@@ -202,7 +203,15 @@ def test_lr_find(tmp_path):
     curve,*points = plt.gca().lines
     assert len(curve.get_xdata())==len(learn.recorder.lrs)-5 and [o.get_label() for o in points]==[*res._fields] and plt.gca().get_xscale()=='log'
     plt.close('all')
-    assert learn.lr_find(show_plot=False)._fields==('valley',) and learn.lr_find(show_plot=False, suggest_funcs=SuggestionMethod.Slide)._fields==('slide',)
+
+def test_lr_find_with_other_suggestions(tmp_path):
+    "The valley unless told otherwise; one by its name; a function of one's own"
+    learn,figs = learner(10, path=tmp_path),plt.get_fignums()
+    def own(lrs, losses, num_it): return [len(lrs),len(losses),num_it],(lrs[0],losses[0])
+    fields = [learn.lr_find(show_plot=False, **kw)._fields for kw in ({}, dict(suggest_funcs=SuggestionMethod.Slide))]
+    assert fields==[('valley',),('slide',)] and plt.get_fignums()==figs
+    res,n = learn.lr_find(show_plot=False, suggest_funcs=own),len(learn.recorder.lrs)
+    assert res.own==[n-15,n-15,100]
 
 # With and without this package, to the bit
 
