@@ -9,13 +9,15 @@ __all__ = []
 
 # %% ../nbs/05_fit.ipynb #8005c5cd
 import math, numpy as np
+from contextlib import contextmanager
 from numbers import Integral, Real
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
 from matplotlib.axes import Axes
-from .cycles import CycleScheduler, batches_per_epoch, check_scheds, cycle_hypers
+from .cycles import CycleScheduler, batches_per_epoch, check_peers, check_scheds, cycle_hypers, is_finite
 from .schedules import CosineRestarts, Schedule, Triangular
 from .snapshots import SnapshotSaver, StopOnOverfit
 
@@ -26,37 +28,63 @@ def _n_cycles(sched, patience, max_epochs):
     if n is None and (patience is None or max_epochs is None):
         raise ValueError("`n_cycles=None` trains until over-fitting: it needs `patience` and `max_epochs`")
     if max_epochs is None: return n
-    if isinstance(max_epochs, bool) or not isinstance(max_epochs, (int,float)): raise TypeError(f"`max_epochs` must be a number of epochs, got {max_epochs!r}")
-    if not math.inf>max_epochs>=sched._epochs(1): raise ValueError(f"`max_epochs` must leave room for the first cycle of {sched._epochs(1):g} epochs, got {max_epochs!r}")
+    if isinstance(max_epochs, bool) or not isinstance(max_epochs, Real): raise TypeError(f"`max_epochs` must be a number of epochs, got {max_epochs!r}")
+    if not is_finite(max_epochs) or max_epochs<sched._epochs(1): raise ValueError(f"`max_epochs` must leave room for the first cycle of {sched._epochs(1):g} epochs, got {max_epochs!r}")
     fit = sched._guess(max_epochs*(1+1e-12))
     return fit if n is None else min(fit, n)
 
 # %% ../nbs/05_fit.ipynb #64d79ab4
-def _check_fit(n_epoch, cbs, wd, start_epoch):
-    "TypeError or ValueError on arguments that `Learner.fit` would only trip over later"
+def _check_fit(learn, n_epoch, cbs, wd, start_epoch):
+    "The callbacks, made if they are classes, and `wd` in Python's numbers; TypeError or ValueError on arguments that `Learner.fit` would only trip over later"
     for o in cbs:
         if not isinstance(o, Callback) and not (isinstance(o, type) and issubclass(o, Callback)): raise TypeError(f"`cbs` must be callbacks, got {o!r}")
-    for o in () if wd is None else [wd.start or wd.stop,wd.stop] if isinstance(wd, slice) else L(wd, use_list=None):
+    if isinstance(wd, (np.ndarray,np.generic)): wd = wd.tolist()
+    parts = [] if wd is None else [wd.start or wd.stop,wd.stop] if isinstance(wd, slice) else list(wd) if isinstance(wd, (list,tuple,L)) else [wd]
+    for o in parts:
         if isinstance(o, bool) or not isinstance(o, Real): raise TypeError(f"`wd` must be a number at least 0, one a parameter group, or a slice, got {wd!r}")
-        if not 0<=o<math.inf: raise ValueError(f"`wd` must be finite and at least 0, got {wd!r}")
+        if not is_finite(o) or o<0: raise ValueError(f"`wd` must be finite and at least 0, got {wd!r}")
+    if wd is not None and 'wd' not in learn.opt.hypers[0]: raise ValueError("`wd` is not a hyper-parameter of this optimizer: leave it out")
+    if wd is not None and not isinstance(wd, slice) and len(parts) not in (1,len(learn.opt.hypers)): raise ValueError(f"`wd` must have one value, or one for each of the {len(learn.opt.hypers)} parameter groups, got {len(parts)}: {wd}")
     if isinstance(start_epoch, bool) or not isinstance(start_epoch, Integral): raise TypeError(f"`start_epoch` must be a whole number of epochs, got {start_epoch!r}")
     if not 0<=start_epoch<=n_epoch: raise ValueError(f"`start_epoch` must be from 0 to the {n_epoch} epochs of the fit, got {start_epoch}")
+    return L(o() if isinstance(o, type) else o for o in cbs),wd
 
-def _fit(learn, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, wd, start_epoch, **kwargs):
-    "`Learner.fit` with hyper-parameters that follow schedules"
-    cbs,scheduler = L(cbs),CycleScheduler(**hypers)
-    extra = [] if snapshots is None else [SnapshotSaver(snapshots)]
-    if patience is not None: extra.append(StopOnOverfit(patience, monitor, comp))
-    if learn.opt is None: learn.create_opt()
-    check_scheds(learn.opt, hypers, n_epoch, batches_per_epoch(learn))
-    _check_fit(n_epoch, cbs, wd, start_epoch)
-    learn.fit(n_epoch, cbs=L([scheduler, *extra]) + cbs, wd=wd, start_epoch=start_epoch, **kwargs)
+@contextmanager
+def _optimizer(learn, reset_opt):
+    "See that there is an optimizer, a new one if it is to be reset; the old one comes back on an error"
+    old = learn.opt
+    if reset_opt or old is None: learn.create_opt()
+    try: yield
+    except BaseException:
+        if reset_opt: learn.opt = old
+        raise
+
+# %% ../nbs/05_fit.ipynb #c0facc9f
+def _fit(learn, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, reset_opt, wd, start_epoch):
+    "`Learner.fit` with hyper-parameters that follow schedules; `hypers`: a dict, or a function that makes it once there is an optimizer"
+    built = isinstance(learn.opt_func, OptimWrapper)   # fastai resets it by clearing its state, so not before all is checked
+    with _optimizer(learn, reset_opt and not built):
+        n_iter = batches_per_epoch(learn)
+        if callable(hypers): n_epoch,hypers = hypers(n_iter)
+        scheduler,extra = CycleScheduler(**hypers),[]
+        check_scheds(learn.opt, hypers, n_epoch, n_iter)
+        cbs,wd = _check_fit(learn, n_epoch, L(cbs), wd, start_epoch)
+        check_peers(scheduler, [*learn.cbs,*cbs])
+        if snapshots is not None:
+            extra.append(SnapshotSaver(snapshots))
+            extra[-1].check(learn)
+        if patience is not None:
+            extra.append(StopOnOverfit(patience, monitor, comp))
+            extra[-1].check(learn, scheduler.main, n_epoch, n_iter)
+    learn.fit(n_epoch, cbs=L([scheduler, *extra]) + cbs, wd=wd, start_epoch=start_epoch, reset_opt=reset_opt and built)
 
 def _fit_cycles(learn, kind, n_cycles, lr_max, moms, kwargs, max_epochs, patience, **fit_kwargs):
     "Fit by cycles of the schedule `kind(n_cycles, **kwargs)`"
     n = _n_cycles(kind(n_cycles, **{k:v for k,v in kwargs.items() if k!='lr_min'}), patience, max_epochs)
-    hypers,n_iter = cycle_hypers(learn, kind, lr_max, moms, n_cycles=n, **kwargs),batches_per_epoch(learn)
-    _fit(learn, math.ceil(hypers['lr'].bounds(n_iter)[-1]/n_iter), hypers, patience=patience, **fit_kwargs)
+    def hypers(n_iter):
+        res = cycle_hypers(learn, kind, lr_max, moms, n_cycles=n, **kwargs)
+        return math.ceil(res['lr'].bounds(n_iter)[-1]/n_iter),res
+    _fit(learn, None, hypers, patience=patience, **fit_kwargs)
 
 # %% ../nbs/05_fit.ipynb #50ee6979
 @patch
@@ -151,8 +179,12 @@ def plot_schedule(self:Learner,
     "Plot `sched` as this Learner's data would drive it: real batches an epoch, groups named, epochs and cycles marked, total in the title"
     if not isinstance(sched, Schedule): raise TypeError(f"`sched` must be a schedule such as CosineRestarts(3, lr_max=1e-2), got {sched!r}")
     n_iter,names = batches_per_epoch(self),_group_names(self)
+    if n_epoch is not None:
+        if isinstance(n_epoch, bool) or not isinstance(n_epoch, Integral) and not isinstance(n_epoch, float): raise TypeError(f"`n_epoch` must be a whole number of epochs above 0, got {n_epoch!r}")
+        end = math.inf if sched.n_epochs is None else math.ceil(sched.n_batches(n_iter)/n_iter)
+        if not (is_finite(n_epoch) and n_epoch==int(n_epoch) and 1<=n_epoch<=end): raise ValueError(f"`n_epoch` must be a whole number of epochs from 1 to {end}, got {n_epoch!r}")
     if sched._n_groups not in (0,1,len(names)): raise ValueError(f"`sched` has values for {sched._n_groups} parameter groups, the Learner has {len(names)}")
-    ax = sched.plot(n_iter, n_epoch and n_epoch*n_iter, ax=ax, labels=names)
-    n = sched.bounds(n_iter, n_epoch and n_epoch*n_iter)[-1]
+    n = None if n_epoch is None else min(int(n_epoch)*n_iter, sched.n_batches(n_iter) or math.inf)
+    n,ax = sched.bounds(n_iter, n)[-1],sched.plot(n_iter, n, ax=ax, labels=names)
     ax.set_title(f'{n:,} batches, {n/n_iter:g} epochs of {n_iter:,}')
     return ax

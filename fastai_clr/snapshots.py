@@ -47,9 +47,14 @@ class SnapshotSaver(Callback):
         super().__init__()
         self.snapshot_name = name
 
+    def check(self, learn):
+        "ValueError if the name won't do, or is taken; the folder"
+        folder = _folder(learn, self.snapshot_name)
+        if any(folder.glob('cycle-*')): raise ValueError(f"`snapshots` named {self.snapshot_name!r} are there already: choose another name, or delete {folder}")
+        return folder
+
     def before_fit(self):
-        self.folder = _folder(self.learn, self.snapshot_name)
-        if any(self.folder.glob('cycle-*')): raise ValueError(f"`snapshots` named {self.snapshot_name!r} are there already: choose another name, or delete {self.folder}")
+        self.folder = self.check(self.learn)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def after_cycle(self):
@@ -99,6 +104,12 @@ def _direction(monitor, comp):
     raise ValueError(f"`comp` is needed for `monitor={monitor!r}`: np.less if lower is better, np.greater if higher is")
 
 # %% ../nbs/03_snapshots.ipynb #e0346fe3
+def _recorded(learn):
+    "Names of the losses and metrics that the recorder is going to have"
+    rec,names = learn.recorder,[o.name for o in learn.metrics]
+    if rec.train_metrics and rec.valid_metrics: return [f'{s}_{o}' for s in ('train','valid') for o in ('loss',*names)]
+    return ['train_loss',*(['valid_loss'] if rec.valid_metrics else []),*names]
+
 class StopOnOverfit(Callback):
     "Stop after `patience` cycles without a better `monitor`; the weights of the best cycle come back"
     order = CycleScheduler.order+.2
@@ -114,12 +125,16 @@ class StopOnOverfit(Callback):
 
     def before_fit(self):
         self.best,self.best_cycle,self.best_epoch,self.best_state,self.waited = None,None,None,None,0
-        names = [o for o in self.recorder.metric_names[1:] if o!='time']
-        if self.monitor not in names: raise ValueError(f"`monitor` must be one of {', '.join(names)}, got {self.monitor!r}")
         cs = self.cycle_scheduler
-        ends = cs.main.bounds(cs.per_epoch, None if cs.total else self.n_epoch*cs.per_epoch)
-        if any(o%cs.per_epoch for o in ends): raise ValueError(f"`patience` needs cycles that end with an epoch, where {self.monitor} is measured; {cs.main} has others")
+        self.check(self.learn, cs.main, self.n_epoch, cs.per_epoch)
         self.recorder.stopped = None
+
+    def check(self, learn, sched, n_epoch, n_iter):
+        "ValueError if the recorder won't have `monitor`, or not at each end of a cycle of `sched`"
+        names = _recorded(learn)
+        if self.monitor not in names: raise ValueError(f"`monitor` must be one of {', '.join(names)}, got {self.monitor!r}")
+        ends = sched.bounds(n_iter, n_epoch*n_iter if sched.n_epochs is None else None)
+        if any(o%n_iter for o in ends): raise ValueError(f"`patience` needs cycles that end with an epoch, where {self.monitor} is measured; {sched} has others")
 
     def after_cycle(self):
         v,self.last_cycle = _last_row(self.recorder).get(self.monitor, math.nan),self.cycle_scheduler.cycle

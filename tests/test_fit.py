@@ -1,13 +1,15 @@
 "`fit`: the Learner methods, and that fastai's own do what they did"
-import inspect, json, matplotlib.pyplot as plt, numpy as np, pytest, signal, sys
+import inspect, json, math, matplotlib.pyplot as plt, numpy as np, pytest, re, signal, sys, torch
+from contextlib import contextmanager
 from conftest import run
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
-from fastai.optimizer import SGD, Adam, ranger
+from fastai.optimizer import SGD, Adam, OptimWrapper, even_mults, ranger
 from fastai_clr.cycles import SGDR, CycleScheduler
 from fastai_clr.fit import Learner
-from fastai_clr.schedules import CosineRestarts, ExpDecay, InverseTimeDecay, StepDecay, Triangular
+from fastai_clr.schedules import CosineRestarts, ExpDecay, InverseTimeDecay, Linear, StepDecay, Triangular
 from fastcore.basics import partial
+from hypothesis import HealthCheck, given, settings, strategies as st
 from learners import Watch, adamw, learner, same, two_groups, weights
 
 optimizers = dict(sgd=partial(SGD, mom=.9), adam=Adam, ranger=ranger, adamw=adamw)
@@ -131,8 +133,13 @@ def test_parameters_are_fastais(bare):
     (lambda o,**kw: o.fit_clr(2, 1, slice(1e-3,1e-2), **kw), Triangular(2, 1, (1e-3,1e-2))),
     (lambda o,**kw: o.fit_clr(2, .6, (1e-3,1e-2), (1e-4,1e-5), 'exp_range', .99, **kw), Triangular(2, .6, (1e-3,1e-2), (1e-4,1e-5), 'exp_range', .99)),
     (lambda o,**kw: o.fit_schedule(3, lr=StepDecay((1e-3,1e-2), .5, 1, 3), **kw), StepDecay((1e-3,1e-2), .5, 1, 3)),
-    (lambda o,**kw: o.fit_schedule(2, lr=ExpDecay((1e-3,1e-2), .5, 1.5), **kw), ExpDecay((1e-3,1e-2), .5, 1.5))],
-    ids=['sgdr','sgdr_all','clr','clr_all','step','exp'])
+    (lambda o,**kw: o.fit_schedule(2, lr=ExpDecay((1e-3,1e-2), .5, 1.5), **kw), ExpDecay((1e-3,1e-2), .5, 1.5)),
+    (lambda o,**kw: o.fit_sgdr(2, 1, slice(1e-3,1e-2), 1, lr_min=slice(1e-5,1e-4), **kw), CosineRestarts(2, 1, 1, (1e-3,1e-2), (1e-5,1e-4))),
+    (lambda o,**kw: o.fit_clr(2, .5, [1e-3,1e-2], np.array([1e-5,1e-4]), **kw), Triangular(2, .5, (1e-3,1e-2), (1e-5,1e-4))),
+    (lambda o,**kw: o.fit_schedule(3, lr=CosineRestarts(2, .8, 1, (1e-3,1e-2)).warmup(.6), **kw), CosineRestarts(2, .8, 1, (1e-3,1e-2)).warmup(.6)),
+    (lambda o,**kw: o.fit_schedule(2, lr=Linear((0,1e-3), 1e-2, .5).then(StepDecay((1e-2,1e-3), .5, 1, 1.3)), **kw),
+        Linear((0,1e-3), 1e-2, .5).then(StepDecay((1e-2,1e-3), .5, 1, 1.3)))],
+    ids=['sgdr','sgdr_all','clr','clr_all','step','exp','sgdr_min','clr_min','warmup','then'])
 def test_held(opt, fit, sched):
     learn,watch = two_groups(7, optimizers[opt]),Watch()
     fit(learn, cbs=watch)
@@ -267,21 +274,236 @@ def test_max_epochs_of_fractions():
     learn.fit_sgdr(5, .1, 1e-3, 1, cbs=watch, max_epochs=.3)
     assert len(watch.batches)==3
 
-@pytest.mark.parametrize('mult', [1,2])
-def test_max_epochs_without_end(mult):
+@contextmanager
+def in_time(seconds):
+    "Fail what takes longer"
     def hung(*_): pytest.fail('it hangs')
     old = signal.signal(signal.SIGALRM, hung)
-    signal.alarm(1)
-    try:
-        with pytest.raises(ValueError, match='`max_epochs`'): learner(3).fit_sgdr(None, cycle_mult=mult, patience=1, max_epochs=float('inf'))
+    signal.alarm(seconds)
+    try: yield
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, old)
+
+@pytest.mark.parametrize('mult', [1,2])
+def test_max_epochs_without_end(mult):
+    with in_time(1), pytest.raises(ValueError, match='`max_epochs`'): learner(3).fit_sgdr(None, cycle_mult=mult, patience=1, max_epochs=float('inf'))
 
 def test_max_epochs_of_another_type():
     with pytest.raises(TypeError, match='`max_epochs` must'): learner(3).fit_sgdr(3, max_epochs='5')
 
 # Errors
+
+def state(learn):
+    "All that a call which is refused must leave as it was"
+    opt,rec = learn.opt,learn.recorder
+    held = [{k:v.tolist() if isinstance(v, torch.Tensor) else v for k,v in opt.state[p].items()} for o in opt.param_lists for p in o]
+    seen = {k:list(getattr(rec, k)) for k in ('lrs','losses','iters','values')}
+    return dict(weights=[p.tolist() for p in learn.model.parameters()], opt=id(opt), state=held, hypers=[dict(o) for o in opt.hypers],
+        cbs=[id(o) for o in learn.cbs], recorded=seen, hps={k:list(v) for k,v in rec.hps.items()}, attrs=set(vars(learn)),
+        counts=(learn.n_epoch,learn.epoch,learn.train_iter), lr=learn.lr, wd=learn.wd)
+
+@pytest.fixture(scope='module')
+def fitted():
+    "A Learner of two groups that has been trained; tests of what is refused may share it"
+    learn = two_groups(4, Adam)
+    learn.fit_sgdr(1, lr_max=slice(1e-3,1e-2), wd=.02, moms=(.8,.9))
+    return learn
+
+@contextmanager
+def untouched(learn):
+    before = state(learn)
+    yield
+    assert state(learn)==before
+
+inf,nan = math.inf,math.nan
+no_number,no_length = ['1', None, True, [1], 1j, abs],[0, -1, nan, inf]
+lrs = ['x', True, 1j, [], (), [.1]*3, np.ones(3), np.array([]), np.ones((2,2)), [[.1],[.2]], -1, nan, inf, [.1,nan], [.1,-1], [.1,'x'], [True,.1], slice(-.1,.1),
+    slice(.1,inf), {'a': 1}]
+# By argument: what is a TypeError, and what is a ValueError
+any_fit = dict(cbs=(['x', 5, [Watch,None], [Watch,object()], learner, [SGDR(.1),.1]],[]), start_epoch=(['1', None, True, 1.5, [1], nan, inf],[-1, 99]),
+    wd=(['x', True, 1j, [.1,'x'], [True,.1], slice('a'), slice(None), {'a': 1}],[-1, nan, inf, [.1,-1], (nan,.1), slice(-.1,.1), slice(.1,inf), np.array([.1,-.1])]),
+    patience=([],['1', True, [1], 1.5, nan, 0, -1]), comp=([],['less', min, max, True]))
+any_cycles = dict(any_fit, n_cycles=(['1', True, 1.5, [1], 1j, nan, inf, 2.],[0, -1, None, 10**13]), max_epochs=(['5', True, [5], 1j],[0, -1, .01, nan, inf]),
+    moms=([.9, 'ab', (None,.9), ('a','b'), {.8,.9}],[(.9,), (), (.8,.9,.8), (.8,1), (-.1,.9), (nan,.9), (.8,inf)]))
+wrong = dict(fit_sgdr=dict(any_cycles, cycle_len=(no_number,no_length), cycle_mult=(no_number,no_length), cycle_decay=(no_number,no_length),
+        warmup_pct=(no_number,[1, -.1, nan, inf]), lr_max=([],lrs), lr_min=([],lrs)),
+    fit_clr=dict(any_cycles, step_size=(no_number,no_length), mode=([],['up', None, 1, ['triangular']]), gamma=(['1', True, [1], 1j],[0, -1, 1.1, nan, inf]),
+        scale_fn=([1, 'x', .5, [abs], lambda c: 'x', lambda c: None, lambda: 1],[lambda c: nan, lambda c: -1., lambda c: inf]), scale_mode=([],['batch', None, 1]),
+        lr_max=([],lrs), lr_min=([],lrs)),
+    fit_schedule=dict(any_fit, n_epoch=(['1', None, True, 1.5, [1], nan, inf, 2.],[0, -1, 1, 3])))
+valid = dict(fit_sgdr=dict(n_cycles=2, lr_max=.01), fit_clr=dict(n_cycles=2, step_size=.5, lr_max=.01),
+    fit_schedule=dict(n_epoch=2, lr=CosineRestarts(2, lr_max=.01)))
+calls = [(f,k,err,v) for f,d in wrong.items() for k,both in d.items() for err,vals in zip((TypeError,ValueError), both) for v in vals]
+
+@pytest.mark.parametrize('fit,name,err,v', calls, ids=[f'{f}-{k}={getattr(v, "__name__", repr(v)):.30}' for f,k,_,v in calls])
+def test_wrong_arguments(fitted, fit, name, err, v):
+    "Each of them is refused by name, and leaves the weights, the optimizer, the callbacks and what was recorded alone"
+    names = dict(n_epoch='`n_epoch`|fit [13]:', scale_fn='`scale_fn|takes 0 positional', lr_min='`lr_min`|parameter groups').get(name, f'`{name}')
+    kw = {**valid[fit], **(dict(patience=1) if name=='comp' else {}), name:v}
+    with untouched(fitted), pytest.raises((TypeError,ValueError) if name in ('lr_max','lr_min') else err, match=names): getattr(fitted, fit)(**kw)
+
+@pytest.mark.parametrize('fit', ['fit_sgdr','fit_clr'])
+@pytest.mark.parametrize('kw', [dict(lr_max=0), dict(lr_max=[.1,0]), dict(lr_min=.01), dict(lr_min=[1e-3,.02]), dict(lr_max=slice(1e-3,1e-2), lr_min=5e-3),
+    dict(lr_min=slice(.1,.2)), dict(lr_max=np.float32(0))])
+def test_bounds_of_the_lr(fitted, fit, kw):
+    with untouched(fitted), pytest.raises(ValueError, match='`lr_max`'): getattr(fitted, fit)(**{**valid[fit], **kw})
+
+@pytest.mark.parametrize('kw,err,match', [({},ValueError,'pass at least one schedule'), (dict(lr=.1),TypeError,'`lr` must be a schedule'),
+    (dict(lr=nan),TypeError,'`lr` must be a schedule'), (dict(lr=None),TypeError,'`lr` must be a schedule'), (dict(mom=(.8,.9)),TypeError,'`mom` must be a schedule'),
+    (dict(lr=[StepDecay(.1)]*2),TypeError,'`lr` must be a schedule'), (dict(lr=StepDecay),TypeError,'`lr` must be a schedule'),
+    (dict(max_epochs=3),TypeError,'`max_epochs` must be a schedule'), (dict(foo=StepDecay(.1)),ValueError,'`foo` is not a hyper-parameter'),
+    (dict(lr=StepDecay((.1,.2,.3))),ValueError,'3 parameter groups, the optimizer has 2'), (dict(lr=StepDecay(-.1)),ValueError,'`lr` must be above 0'),
+    (dict(lr=Linear(-1, 1, 2)),ValueError,'`start` and `end`'), (dict(lr=CosineRestarts(1).warmup(1.5)),ValueError,'`lr` lasts 2.5 epochs, the fit 2'),
+    (dict(lr=StepDecay(.1), mom=CosineRestarts(3)),ValueError,'the schedule of `mom` lasts 3 epochs'), (dict(wd=CosineRestarts(3)),ValueError,'the schedule of `wd` lasts 3'),
+    (dict(lr=CosineRestarts(2, lr_max=.1, lr_min=.2)),ValueError,'`lr_max` must be above'), (dict(lr=CosineRestarts(20, .1)),ValueError,'each cycle needs at least one batch')])
+def test_wrong_schedules(fitted, kw, err, match):
+    with untouched(fitted), pytest.raises(err, match=match): fitted.fit_schedule(2, **kw)
+
+def test_refused_without_an_optimizer():
+    "An optimizer is made, and nothing else"
+    learn = two_groups(4)
+    before,n_cbs = weights(learn),len(learn.cbs)
+    with pytest.raises(ValueError, match='lr_max'): learn.fit_sgdr(2, lr_max=-1)
+    assert same(before, weights(learn)) and len(learn.cbs)==n_cbs and not hasattr(learn.recorder, 'values') and [o['lr'] for o in learn.opt.hypers]==[learn.lr]*2
+
+begun = [dict(patience=1, monitor='none', comp=np.less), dict(snapshots='a/b'), dict(snapshots=''), dict(cycle_len=.5, patience=1), dict(cbs=SGDR(.1)),
+    dict(cbs=CycleScheduler(lr=CosineRestarts(3))), dict(cbs=ParamScheduler({'lr': lambda o: .1})), dict(reset_opt=True, cbs=SGDR(.1))]
+
+@pytest.mark.parametrize('kw', begun, ids=map(str, range(len(begun))))
+def test_wrong_for_a_callback(kw):
+    "What only the callbacks of the fit know is found before it begins too"
+    learn = two_groups(4, Adam)
+    learn.fit_sgdr(1)
+    with untouched(learn), pytest.raises(ValueError, match='`'): learn.fit_sgdr(**{**valid['fit_sgdr'], **kw})
+
+def test_callback_that_cannot_be_made():
+    learn = two_groups(4, Adam)
+    learn.fit_sgdr(1)
+    with untouched(learn), pytest.raises(TypeError): learn.fit_sgdr(1, cbs=SGDR)
+
+@pytest.mark.parametrize('opt,wd', [(Adam,[.1]*3), (Adam,[]), (Adam,slice(None,None,.1)), (partial(OptimWrapper, opt=torch.optim.Rprop),.1)])
+def test_wd_that_does_not_fit(opt, wd):
+    with pytest.raises((TypeError,ValueError), match='`wd`'): two_groups(4, opt).fit_sgdr(1, wd=wd)
+
+@pytest.mark.parametrize('kw', [dict(lr_max=10**400), dict(lr_min=10**400), dict(max_epochs=10**400),
+    dict(n_cycles=60, cycle_len=.5, cycle_mult=1, cycle_decay=10.)], ids=['lr_max','lr_min','max_epochs','cycle_decay'])
+def test_beyond_floats(kw):
+    with pytest.raises(ValueError, match='`'): learner(4).fit_sgdr(**{**valid['fit_sgdr'], **kw})
+
+@pytest.mark.parametrize('wd', [np.float32(.1), np.array(.1)])
+def test_wd_of_numpy(wd):
+    learn,watch = learner(4),Watch()
+    learn.fit_sgdr(1, wd=wd, cbs=watch)
+    assert watch.curve('wd')==pytest.approx([.1]*4)
+
+def test_reset_of_a_built_optimizer():
+    learn = two_groups(4)
+    learn.opt_func = OptimWrapper(opt=torch.optim.AdamW(learn.model.parameters()))
+    learn.fit_sgdr(1)
+    n = len(learn.opt.opt.state)
+    with pytest.raises(ValueError, match='`lr_max`'): learn.fit_sgdr(1, lr_max=-1, reset_opt=True)
+    assert n and len(learn.opt.opt.state)==n
+
+def test_max_epochs_of_numpy():
+    learn,watch = learner(4),Watch()
+    learn.fit_sgdr(np.int64(5), np.int64(1), 1e-3, np.int64(1), cbs=watch, max_epochs=np.int64(3))
+    assert len(watch.batches)==12
+
+@pytest.mark.parametrize('old,new,kw', [(SGD,Adam,dict(moms=(.8,.9))), (Adam,SGD,dict(moms=(.8,.9)))])
+def test_reset_opt_to_another_one(old, new, kw):
+    "The new one has momentum where the old one had not: a fit. The other way round: refused, before there is a new one"
+    learn = two_groups(4, old)
+    learn.fit_sgdr(1)
+    made,learn.opt_func = learn.opt,new
+    if new is SGD:
+        with pytest.raises(ValueError, match='`mom`'): learn.fit_sgdr(1, reset_opt=True, **kw)
+        assert learn.opt is made
+    else: learn.fit_sgdr(1, reset_opt=True, **kw)
+
+def test_reset_opt_to_other_groups():
+    learn,watch = two_groups(4),Watch()
+    by_layer,learn.splitter = learn.splitter,lambda m: [list(m.parameters())]
+    learn.create_opt()
+    learn.splitter = by_layer
+    learn.fit_sgdr(1, 1, slice(1e-3,1e-2), reset_opt=True, cbs=watch)
+    assert watch.curve()[0]==pytest.approx([1e-3,1e-2])
+
+# Any arguments
+
+def half(x): return x/2
+def falling(x): return 1/(1+x)
+def negative(x): return -x
+
+junk = st.sampled_from([None, True, nan, inf, -inf, 0, -1, -.5, 1.5, 'x', [], [1], (), 1j, {}, object, (.1,.2,.3)])
+def lrs_of(x): return x | st.tuples(x, x) | st.tuples(x, x).map(list) | st.tuples(x, x).map(np.array) | st.builds(slice, x, x) | st.builds(slice, x)
+lengths,mults = st.integers(1, 3) | st.floats(.5, 3),st.sampled_from([1,2]) | st.floats(.7, 2)
+fit_args = dict(reset_opt=st.booleans(), wd=st.floats(0, .1) | st.tuples(st.floats(0, .1), st.floats(0, .1)), start_epoch=st.integers(0, 2))
+cycle_args = dict(fit_args, n_cycles=st.integers(1, 4) | st.none(), lr_max=lrs_of(st.floats(1e-4, .1)) | st.none(), patience=st.integers(1, 3),
+    lr_min=lrs_of(st.floats(1e-9, 1e-5)) | st.floats(0, .01), moms=st.tuples(st.floats(0, .99), st.floats(0, .99)) | st.none(), max_epochs=st.integers(1, 12))
+size = st.floats(1e-4, .1) | st.tuples(st.floats(1e-4, .1), st.floats(1e-4, .1))
+scheds = st.one_of(st.builds(CosineRestarts, st.integers(1, 3), lengths, mults, size), st.builds(Triangular, st.integers(1, 2), lengths, size),
+    st.builds(StepDecay, size, st.floats(.1, 1), st.integers(1, 3)), st.builds(ExpDecay, size, st.floats(0, 2), st.none() | lengths),
+    st.builds(Linear, size, size, lengths))
+good = dict(fit_sgdr=dict(cycle_args, cycle_len=lengths, cycle_mult=mults, cycle_decay=st.floats(.5, 1.2), warmup_pct=st.floats(0, .99)),
+    fit_clr=dict(cycle_args, step_size=st.sampled_from([.5,1,1.5]), mode=st.sampled_from(['triangular','triangular2','exp_range']), gamma=st.floats(.5, 1),
+        scale_fn=st.sampled_from([half, falling, negative]), scale_mode=st.sampled_from(['cycle','iterations'])),
+    fit_schedule=dict(fit_args, n_epoch=st.integers(1, 8), lr=scheds | st.builds(lambda s,n,start: s.warmup(n, start), scheds, lengths, st.floats(0, .1)),
+        mom=st.builds(StepDecay, st.floats(.1, .9), st.floats(.5, 1)) | st.builds(Linear, st.floats(0, .9), st.floats(0, .9), st.integers(1, 8))))
+needed = dict(fit_sgdr=['n_cycles'], fit_clr=['n_cycles'], fit_schedule=['n_epoch','lr'])
+
+@st.composite
+def any_call(draw):
+    "A method and its arguments: some left out, most of them fit each other, and one may make no sense"
+    fit,odd = draw(st.sampled_from(sorted(good))),draw(st.integers(0, 5))
+    kw = {k:draw(v) for k,v in good[fit].items() if k in needed[fit] or draw(st.booleans())}
+    if odd>1 and kw.get('n_cycles', 1) is None: kw.update(patience=2, max_epochs=9)
+    if odd>1 and kw.get('mode')=='exp_range': kw.setdefault('gamma', .9)
+    if odd>1 and fit=='fit_schedule' and kw['lr'].n_epochs: kw['n_epoch'] = kw['lr'].n_batches(1)
+    if odd>1 and isinstance(kw.get('mom'), Linear): kw['mom'] = Linear(.9, .5, kw['n_epoch'])
+    if odd==0: kw[draw(st.sampled_from(sorted(good[fit])))] = draw(junk)
+    return fit,kw
+
+def of_groups(learn, v):
+    "What fastai makes of `v`, a lr for each of the two groups"
+    if v is None: v = learn.lr
+    if isinstance(v, slice): v = even_mults(v.start, v.stop, 2) if v.start else [v.stop/10,v.stop]
+    return tuple(float(o) for o in np.broadcast_to(v, 2))
+
+def sched_of(learn, fit, lr_max=None, lr_min=None, n_cycles=None, max_epochs=None, lr=None, cycle_mult=2, **kw):
+    "The schedule that the lr is to follow, as long as `max_epochs` allows"
+    if fit=='fit_schedule': return lr
+    kw = {k:v for k,v in kw.items() if k not in (*fit_args,'moms','patience')}
+    if fit=='fit_sgdr': make = partial(CosineRestarts, cycle_mult=cycle_mult, lr_min=of_groups(learn, 0. if lr_min is None else lr_min), **kw)
+    else: make = partial(Triangular, lr_min=None if lr_min is None else of_groups(learn, lr_min), **kw)
+    n = 1 if max_epochs else n_cycles
+    while max_epochs and n!=n_cycles and make(n+1).n_epochs<=max_epochs*(1+1e-9): n += 1
+    return make(n, lr_max=of_groups(learn, lr_max))
+
+@settings(max_examples=700, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(any_call())
+def test_any_arguments(call):
+    "It trains by just the schedule that was asked for, or says by name what is wrong and touches nothing; nothing else, and it does not hang"
+    fit,kw = call
+    learn,watch = two_groups(1, Adam),Watch()
+    learn.fit_sgdr(1)
+    before,raised = state(learn),None
+    with in_time(10):
+        try: getattr(learn, fit)(**kw, cbs=watch)
+        except (TypeError,ValueError) as e: raised = str(e)
+    if raised is not None:
+        assert re.search(r'`\w+|each cycle|epochs, the fit', raised), raised
+        assert state(learn)==before
+        return
+    sched,start = sched_of(learn, fit, **kw),kw.get('start_epoch', 0)
+    want = sched.values(1, None if sched.n_epochs else kw['n_epoch'])
+    want = (want if want.ndim==2 else np.stack([want]*2, 1))[start:]
+    if kw.get('patience'): want = want[:len(watch.held)]
+    assert np.array_equal(np.array([[h['lr'] for h in o] for o in watch.held]).reshape(-1, 2), want)
+    assert np.array_equal(learn.recorder.hps['lr'], want[:,-1]) and np.array_equal(learn.recorder.lrs, want[:,-1])
+    ends = [o for o in sched.bounds(1, start+len(want) if sched.n_epochs is None else None)[1:] if start<o]
+    if sched.n_epochs and not kw.get('patience'): assert watch.ends==ends
+    if 'mom' in kw: assert [o[0]['mom'] for o in watch.held]==list(kw['mom'].values(1, start+len(want))[start:])
 
 @pytest.mark.parametrize('kw,err,name', [(dict(n_cycles=0),ValueError,'n_cycles'), (dict(n_cycles=1.5),TypeError,'n_cycles'), (dict(cycle_len=0),ValueError,'cycle_len'),
     (dict(cycle_len='1'),TypeError,'cycle_len'), (dict(cycle_mult=0),ValueError,'cycle_mult'), (dict(lr_max=0),ValueError,'lr_max'), (dict(lr_max=-1),ValueError,'lr_max'),
@@ -355,3 +577,44 @@ def test_plot_schedule_on_an_axis():
     ax.plot([1,2,3])
     assert learner(7).plot_schedule(ExpDecay(.1, 1), 2, ax=ax) is ax and ax.get_title()=='14 batches, 2 epochs of 7'
     plt.close('all')
+
+def test_plot_schedule_of_groups():
+    "They are named by what is in them, with the optimizer and without"
+    learn,sched = two_groups(4),CosineRestarts(2, lr_max=(.01,.1)).warmup(.5)
+    for _ in range(2):
+        ax = learn.plot_schedule(sched)
+        assert [o.get_text() for o in ax.get_legend().get_texts()]==['0: 0','1: 1']
+        assert np.array_equal([o.get_ydata() for o in ax.lines[:2]], sched.values(4).T) and ax.get_title()=='10 batches, 2.5 epochs of 4'
+        assert [o.get_xdata()[0] for o in ax.lines[2:]]==[0,1.5,2.5]
+        plt.close('all')
+        learn.create_opt()
+    assert learn.plot_schedule(CosineRestarts(1)).get_legend() is None, 'one curve for all groups needs no names'
+    plt.close('all')
+
+@pytest.mark.parametrize('splitter,names', [(lambda m: [list(m[0].parameters()),[*m[1].parameters(),*m[2].parameters()]], ['0: 0','1: 1 … 2']),
+    (lambda m: [{'params': list(m[0].parameters())},{'params': [m[2].bias]}], ['0: 0','1: 2']), (lambda m: [[m[0].weight],[]], ['0: 0','1: no parameters'])])
+def test_names_of_groups(splitter, names):
+    learn = two_groups(3)
+    learn.splitter = splitter
+    learn.model.append(torch.nn.Linear(1, 1))
+    texts = learn.plot_schedule(StepDecay((.1,.2), n_epochs=1)).get_legend().get_texts()
+    assert [o.get_text() for o in texts]==names and learn.opt is None
+    plt.close('all')
+
+@pytest.mark.parametrize('v', [.1, None, 'cosine', CosineRestarts, nan, [CosineRestarts(1)], abs])
+def test_plot_of_no_schedule(v):
+    with pytest.raises(TypeError, match='`sched` must be a schedule such as'): learner(3).plot_schedule(v)
+
+@pytest.mark.parametrize('sched,n_epoch,match', [(CosineRestarts(1, lr_max=(1,2,3)),None,'`sched` has values for 3 parameter groups, the Learner has 2'),
+    (StepDecay((.1,.2,.3)),2,'`sched` has values for 3 parameter groups'), (CosineRestarts(None),None,'is endless'), (CosineRestarts(1).then(StepDecay(.1)),None,'is endless'),
+    (CosineRestarts(20, .1),None,'each cycle needs at least one batch'), (CosineRestarts(1),2,'`n_epoch` must be a whole number of epochs from 1 to 1, got 2')])
+def test_plot_refuses(sched, n_epoch, match):
+    "No figure is opened, and no optimizer is made"
+    learn = two_groups(3)
+    with pytest.raises(ValueError, match=match): learn.plot_schedule(sched, n_epoch)
+    assert not plt.get_fignums() and learn.opt is None
+
+@pytest.mark.parametrize('n_epoch,err', [(0,ValueError), (-1,ValueError), (nan,ValueError), (inf,ValueError), (.1,ValueError), ('2',TypeError), (True,TypeError),
+    ([],TypeError), (3,ValueError)])
+def test_plot_of_wrong_epochs(n_epoch, err):
+    with pytest.raises(err, match='`n_epoch`'): learner(3).plot_schedule(CosineRestarts(2), n_epoch)

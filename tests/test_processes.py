@@ -1,0 +1,124 @@
+"Two processes that train one model together, by gloo on the CPU: each one's lr and cycles, and the weights that they share"
+import json, math, numpy as np, os, pytest, socket, subprocess, sys
+from conftest import root
+from worker_fit import bs, dropping, fits
+
+worker = root/'tests/worker_fit.py'
+loopback = [o for _,o in socket.if_nameindex() if o.startswith('lo')][0]
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+def wait(p, timeout):
+    "Its exit status; what takes longer is told to end, with all that it started, and killed if it won't"
+    for stop in p.terminate,p.kill:
+        try: return p.wait(timeout)
+        except subprocess.TimeoutExpired: stop()
+        timeout = 10
+    return p.wait()
+
+def together(path, *cmds, timeout=90, **env):
+    "Run `cmds`, each a command and its environment, side by side; a failure shows all that they said"
+    logs = [path/f'{i}.log' for i in range(len(cmds))]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': loopback, 'HF_HOME': str(path), **env}
+    ps = [subprocess.Popen([str(o) for o in cmd], stdout=log.open('w'), stderr=subprocess.STDOUT, env={**env, **own}) for (cmd,own),log in zip(cmds, logs)]
+    try:
+        for p in ps: wait(p, timeout)
+    finally: codes = [wait(p, 0) for p in ps]
+    assert not any(codes), f'exit status {codes}:\n' + '\n'.join(o.read_text(encoding='utf-8') for o in logs)
+
+def results(path): return [json.loads((path/f'{o}.json').read_text(encoding='utf-8')) for o in (0,1)]
+
+@pytest.fixture(scope='module')
+def seen(tmp_path_factory):
+    "What each of two processes saw, in all fits"
+    path,port = tmp_path_factory.mktemp('processes'),str(free_port())
+    env = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+    together(path, *(([sys.executable, worker, path], dict(env, RANK=o, LOCAL_RANK=o)) for o in '01'))
+    return results(path)
+
+def per_epoch(n): return math.ceil(math.ceil(n/bs)/2)
+
+def check_lr(got, n, sched):
+    "Batch for batch, the lr is that of so many batches an epoch as this process has"
+    n_iter = per_epoch(n)
+    want = sched.values(n_iter, None if sched.n_epochs else got['n_epoch']*n_iter)
+    assert got['lrs']==list(want[got['batches']]) and got['hps']==got['lrs']
+    where = [sched.cycle_at(b, n_iter) for b in got['batches']]
+    assert got['places']==[[k, b-start, b+1==stop] for b,(k,start,stop) in zip(got['batches'], where)]
+
+# Epochs, batches trained, ends of cycles, and rows of the recorder at each
+want = dict(whole=(3, range(15), [5,15], [1,3]), half=(2, range(8), [3,5,8], [0,1,1]), fraction=(3, range(14), [4,8,14], [0,1,2]),
+    odd=(3, range(10), [5,10], [1,2]), ragged=(3, range(10), [5,10], [1,2]), one=(3, range(3), [1,2,3], [1,2,3]), clr=(2, range(8), [4,8], [0,1]),
+    schedule=(3, range(12), [8,12], [1,2]), endless=(2, range(10), [3], [0]), callback=(2, range(10), [4,8], [0,1]), scheduler=(2, range(8), [4,8], [0,1]),
+    later=(3, range(5, 15), [10,15], [2,3]), cancelled=(2, [0,1,2,3,5,6,7,8,9], [3,5,8,10], [0,1,1,2]), patience=(9, range(15), [5,10], [1,2]))
+
+def test_there_are_two_processes(seen): assert [o['how'] for o in seen]==[[2,'gloo']]*2
+
+@pytest.mark.parametrize('name', fits)
+def test_lr(seen, name):
+    for got in seen: check_lr(got[name], *fits[name][:2])
+
+@pytest.mark.parametrize('name', fits)
+def test_cycles(seen, name):
+    n_epoch,batches,ends,rows = want[name]
+    for got in seen: assert [got[name][o] for o in ('n_epoch','batches','ends','rows')]==[n_epoch,list(batches),ends,rows]
+
+@pytest.mark.parametrize('name', sorted(set(fits)-{'patience'}))
+def test_weights(seen, name):
+    "Both processes have the same ones: what SGD by hand gives with the mean of their gradients"
+    a,b = (o[name] for o in seen)
+    w = np.array(a['before'])
+    for i,lr in enumerate(a['lrs']):
+        grads = []
+        for o in a,b:
+            x,y = np.array(o['xs'][i]),np.array(o['ys'][i])
+            err = 2*(w[0]*x + w[1] - y)/len(x)
+            grads.append([err@x, err.sum()])
+        w = w-lr*np.mean(grads, 0)
+    assert a['after']==b['after'] and a['before']==b['before'] and a['xs']!=b['xs']
+    assert a['after']==pytest.approx(w, rel=1e-5) and a['after']!=a['before']
+
+def test_rows(seen):
+    "The recorder's rows are whole where the last cycle ends inside an epoch"
+    for got in seen: assert [len(o) for o in got['fraction']['values']]==[2]*3 and np.isfinite(got['fraction']['values']).all()
+
+def test_stop_on_over_fitting(seen):
+    "Both stop at once; one of them saves"
+    for got in seen: assert got['patience']['stopped'].startswith('stopped after cycle 2 (epoch 2)') and len(got['patience']['values'])==3
+    assert seen[0]['patience']['values']==seen[1]['patience']['values']
+
+@pytest.mark.parametrize('name,match', [('length','the schedule of `lr` lasts 3 epochs, the fit 2'), ('cycle','each cycle needs at least one batch: with 5 batches an epoch'),
+    ('groups','`lr_max` must have one value'), ('none','the training DataLoader has no batch: 8 items for 2 processes at `bs` of 16')])
+def test_errors(seen, name, match):
+    "Each process gets it before anything is touched, and waits for none"
+    for got in seen:
+        got = got[name]
+        assert match in got.pop('error') and got==dict(weights=False, cbs=0, began=False, trained=2)
+
+def test_complete_batches(seen):
+    for got in seen: check_lr(got['all'], *dropping['all'][:2])
+
+def test_dropped_batches(seen):
+    "112 items make 56 for each of two processes: 3 batches of 16 an epoch"
+    for got in seen: assert got['rest']['lrs']==list(dropping['rest'][1].values(3))
+
+def test_accelerate_launch(tmp_path):
+    "As from the command line; `--multi_gpu` is how it starts several processes on this machine, whatever they train on"
+    names = 'fraction','schedule'
+    cmd = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_machines', 1, '--num_processes', 2, '--mixed_precision', 'no',
+        '--dynamo_backend', 'no', '--main_process_ip', '127.0.0.1', '--main_process_port', free_port(), worker, tmp_path, *names]
+    together(tmp_path, (cmd, {}), ACCELERATE_USE_CPU='true')
+    a,b = results(tmp_path)
+    assert a['how']==b['how']==[2,'gloo']
+    for o in names:
+        for got in a,b:
+            check_lr(got[o], *fits[o][:2])
+            assert got[o]['ends']==want[o][2]
+        assert a[o]['after']==b[o]['after']!=a[o]['before']
+
+def test_leftovers_are_killed(tmp_path):
+    cmds = 'import signal; signal.pause()','0'
+    with pytest.raises(AssertionError, match=r'exit status \[-15, 0\]'): together(tmp_path, *(([sys.executable, '-c', o], {}) for o in cmds), timeout=1)
