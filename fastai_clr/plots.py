@@ -34,7 +34,7 @@ def plot_values(
         if len(values)/n_iter<=50: ax.xaxis.set_minor_locator(MultipleLocator(1))
         ax.grid(axis='x', which='both', color='gainsboro', lw=.5)
         ax.set_axisbelow(True)
-    if values.ndim==2 and values.shape[1]>1: ax.legend(lines, labels or [f'group {i}' for i in range(values.shape[1])], fontsize=8)
+    if values.ndim==2 and values.shape[1]>1: ax.legend(lines, [f'group {i}' for i in range(values.shape[1])] if labels is None else list(labels), fontsize=8)
     ax.set(xlabel='epoch' if n_iter else 'batch', ylabel=name)
     return ax
 

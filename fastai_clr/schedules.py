@@ -21,24 +21,30 @@ from fastcore.basics import patch
 from .plots import plot_values
 
 # %% ../nbs/01_schedules.ipynb #6d19c2bd
+def _show(v): return 'a huge number' if isinstance(v, int) and abs(v)>10**400 else repr(v)   # Python refuses to print those
+
 def _number(name, v, ok, accepts):
     "`v` if it is a finite number and `ok(v)`; else an error that names the argument and what it accepts"
     if isinstance(v, bool) or not isinstance(v, Real): raise TypeError(f"`{name}` must be {accepts}, got {v!r}")
     try: fine = math.isfinite(v) and ok(v)
     except OverflowError: fine = False # An integer beyond any float
-    if not fine: raise ValueError(f"`{name}` must be {accepts}, got {v!r}")
+    if not fine: raise ValueError(f"`{name}` must be {accepts}, got {_show(v)}")
     return int(v) if isinstance(v, Integral) else float(v)
 
 def _count(name, v):
     "`v` if it is a positive whole number or `None`"
     accepts = 'a whole number above 0, or None for no end'
     if v is not None and (isinstance(v, bool) or not isinstance(v, Integral)): raise TypeError(f"`{name}` must be {accepts}, got {v!r}")
-    if v is not None and v<1: raise ValueError(f"`{name}` must be {accepts}, got {v!r}")
+    if v is not None and v<1: raise ValueError(f"`{name}` must be {accepts}, got {_show(v)}")
+    if v is not None and v>2**53: raise ValueError(f"`{name}` must be {accepts}: more than 2**53 is more epochs than can ever be trained")
     return v if v is None else int(v)
 
-def _length(name, v): return _number(name, v, lambda o: o>0, 'a number of epochs above 0')
+
+
 
 # %% ../nbs/01_schedules.ipynb #f8c432d7
+def _length(name, v): return _number(name, v, lambda o: 0<o<1e12, 'a number of epochs above 0 that can be trained in a lifetime')
+
 def _power(a, k):
     "`a**k`; ValueError if that is more than a float holds"
     try: return float(a)**k
@@ -52,9 +58,18 @@ def _bound(name, v):
     if isinstance(v, (list,tuple)) and v: return tuple(float(_number(name, o, lambda o: True, accepts)) for o in v)
     raise TypeError(f"`{name}` must be {accepts}, got {v!r}")
 
+# %% ../nbs/01_schedules.ipynb #f9db49e3
 def _whole(name, v, accepts, least):
     "`v` as an int if it is a whole number from `least` to 2**53, beyond which floats skip some"
+    if isinstance(v, Integral) and v>2**53: raise ValueError(f"`{name}` must be {accepts}, and at most 2**53, got {_show(v)}")
     return int(_number(name, v, lambda o: least<=o<=2**53 and o==int(o), accepts))
+
+def _n_iter(v): return _whole('n_iter', v, 'a whole number of batches an epoch, above 0', 1)
+
+def _round(v):
+    "`v` to the nearest whole number, halves up"
+    n = math.floor(v)
+    return n + (v-n>=.5)
 
 # %% ../nbs/01_schedules.ipynb #a2b7135e
 class _Cycles:
@@ -67,19 +82,23 @@ class _Cycles:
     def _start(self, k, n_iter, offset=0):
         "First batch of cycle `k`, of a schedule that begins after `offset` epochs; infinite if the cycle before it never ends"
         n = (offset + self._epochs(k))*n_iter
-        return n if n==math.inf else math.floor(n + .5)
+        return n if n==math.inf else _round(n)
 
     def _no_empty(self, ok, n_iter):
         if not ok: raise ValueError(f"each cycle needs at least one batch: with {n_iter} batches an epoch, {self} has a cycle of none")
 
     def _locate(self, batch, n_iter, offset=0):
         "Number of the cycle that `batch` is in, its first batch, the first one after it"
-        self._no_empty(self._epochs(1)*n_iter>=.5, n_iter)
-        k,n = max(0, self._guess((batch+.5)/n_iter - offset)),self.n_cycles or math.inf
-        while k>0 and self._start(k, n_iter, offset)>batch: k -= 1
-        while k<n and self._start(k+1, n_iter, offset)<=batch: k += 1
-        if k>=n: self._over(batch, n_iter)
-        return k,self._start(k, n_iter, offset),self._start(k+1, n_iter, offset)
+        def start(k): return self._start(k, n_iter, offset)
+        self._no_empty(start(0)<start(1), n_iter)
+        n,step = self.n_cycles or math.inf,1
+        k = min(max(0, self._guess((batch+.5)/n_iter - offset)), n-1)
+        while k>0 and start(k)>batch: k,step = max(0, k-step),2*step
+        end,step = k+1,1
+        while end<n and start(end)<=batch: k,end,step = end,min(end+step, n),2*step
+        while end-k>1: k,end = (mid,end) if start(mid := (k+end)//2)<=batch else (k,mid)
+        if end==n and start(n)<=batch: self._over(batch, n_iter)
+        return k,start(k),start(k+1)
 
     def _over(self, batch, n_iter): raise ValueError(f"`batch` must be a whole number, at least 0 and below {self.n_batches(n_iter)}, got {batch}")
 
@@ -113,16 +132,16 @@ class Schedule(_Cycles):
     )->list: # One value for all parameter groups, or one for each
         "Value at `batch` as optimizers take it"
         n,start,stop,f = self._memo
-        if not (n_iter==n and batch.__class__ is int and start<=batch<stop):
+        if not (batch.__class__ is n_iter.__class__ is int and n_iter==n and start<=batch<stop):
             batch,n_iter = self._position(batch, n_iter)
             start,stop,f = self._stretch(batch, n_iter)
-            self._set(_memo=(n_iter,start,stop,f))
+            self._set(_memo=(n_iter,start,min(stop, 2**53+1),f))
         return f(batch)
 
     def _position(self, batch, n_iter):
-        n_iter = _whole('n_iter', n_iter, 'a whole number of batches an epoch, above 0', 1)
+        n_iter = _n_iter(n_iter)
         end = self.n_batches(n_iter)
-        return _whole('batch', batch, 'a whole number, at least 0' + ('' if end is None else f' and below {end}'), 0),n_iter
+        return _whole('batch', batch, 'a whole number, at least 0 and ' + ('at most 2**53' if end is None else f'below {end}'), 0),n_iter
 
     def _stretch(self, batch, n_iter):
         "The cycle that `batch` is in: its first batch, the first one after it, and the function of the batch that holds there"
@@ -145,7 +164,8 @@ def n_batches(self:Schedule,
     n_iter:int, # Batches an epoch
 )->int|None: # Batches until the end; `None`: endless
     "Length in batches"
-    return None if self.n_epochs is None else math.floor(self.n_epochs*n_iter + .5)
+    n_iter = _n_iter(n_iter)
+    return None if self.n_epochs is None else _round(self.n_epochs*n_iter)
 
 @patch
 def bounds(self:Schedule,
@@ -153,13 +173,13 @@ def bounds(self:Schedule,
     n_batches:int|None=None, # Stop at this batch; `None`: at the schedule's own end
 )->list: # Batches, rising
     "First batch of each cycle, and the end; ValueError if a cycle would have no batch"
-    n_iter = _whole('n_iter', n_iter, 'a whole number of batches an epoch, above 0', 1)
+    n_iter = _n_iter(n_iter)
     end = self.n_batches(n_iter)
     if end is None and n_batches is None: raise ValueError(f"{self} is endless: pass `n_batches`")
     self._no_empty(end!=0, n_iter)
     if n_batches is not None:
-        accepts = f"a number of batches from 1 to {end or 'any'}"
-        end = int(_number('n_batches', n_batches, lambda o: 1<=o<=(end or math.inf) and o==int(o), accepts))
+        most = end or 2**53
+        end = int(_number('n_batches', n_batches, lambda o: 1<=o<=most and o==int(o), f"a number of batches from 1 to {end or '2**53'}"))
     return self._starts(n_iter, end) + [end]
 
 # %% ../nbs/01_schedules.ipynb #34aeb3be
@@ -187,9 +207,9 @@ def _each(v, n): return v if isinstance(v, tuple) else (v,)*max(n, 1)
 
 class _Bounded(Schedule):
     "Between two bounds"
-    def _set_pairs(self, names, hi, lo):
+    def _set_pairs(self, hi, lo, **named):
         n = {len(o) for o in (hi,lo) if isinstance(o, tuple)}
-        if len(n)>1: raise ValueError(f"{names} must have as many values as each other, got {hi} and {lo}")
+        if len(n)>1: raise ValueError(f"{' and '.join(f'`{k}`' for k in named)} must have as many values as each other, got {' and '.join(map(str, named.values()))}")
         n = max(n, default=0)
         self._set(_n_groups=n, _pairs=list(zip(_each(hi, n), _each(lo, n))))
 
@@ -213,7 +233,7 @@ class CosineRestarts(_Bounded):
 
     def __post_init__(self):
         self._set(n_cycles=_count('n_cycles', self.n_cycles), lr_max=_bound('lr_max', self.lr_max), lr_min=_bound('lr_min', self.lr_min))
-        self._set_pairs('`lr_max` and `lr_min`', self.lr_max, self.lr_min)
+        self._set_pairs(self.lr_max, self.lr_min, lr_max=self.lr_max, lr_min=self.lr_min)
         self._set(cycle_len=_length('cycle_len', self.cycle_len), cycle_mult=_number('cycle_mult', self.cycle_mult, lambda o: o>0, 'a number above 0'),
             cycle_decay=_number('cycle_decay', self.cycle_decay, lambda o: o>0, 'a number above 0'),
             warmup_pct=_number('warmup_pct', self.warmup_pct, lambda o: 0<=o<1, 'a fraction of the cycle, from 0 to below 1'))
@@ -224,17 +244,20 @@ class CosineRestarts(_Bounded):
     def n_epochs(self): return None if self.n_cycles is None else self._epochs(self.n_cycles)
 
     def _epochs(self, k):
-        try: return self.cycle_len*k if self.cycle_mult==1 else self.cycle_len*(float(self.cycle_mult)**k - 1)/(self.cycle_mult - 1)
-        except OverflowError: return math.inf
+        more = self.cycle_mult-1
+        try: n = k if more==0 else math.expm1(k*math.log1p(more))/more if abs(more)<1e-6 else (float(self.cycle_mult)**k - 1)/more
+        except OverflowError: return 1e30   # further than any batch
+        return min(self.cycle_len*n, 1e30)
 
     def _guess(self, epochs):
         if self.cycle_mult==1 or epochs<=0: return int(epochs/self.cycle_len)
         x = 1 + epochs/self.cycle_len*(self.cycle_mult - 1)
-        k = int(math.log(x)/math.log(self.cycle_mult)) if x>0 else self.n_cycles
+        k = int(min(math.log(x)/math.log(self.cycle_mult), 2**53)) if x>0 else self.n_cycles
         return k if self.n_cycles is None else min(k, self.n_cycles)
 
     def _curve(self, k, start, stop, n_iter, origin):
         n,scale = stop-start,_power(self.cycle_decay, k)
+        if not all(math.isfinite(hi*scale) for hi,_ in self._pairs): raise ValueError(f"`cycle_decay` of {self.cycle_decay} takes the peak of cycle {k} beyond what a number can be")
         warm = min(math.floor(self.warmup_pct*n + .5), n-1)
         return partial(_cosine, start, warm, n, [(hi*scale,lo) for hi,lo in self._pairs])
 
@@ -267,14 +290,14 @@ class Triangular(_Bounded):
         self._set(n_cycles=_count('n_cycles', self.n_cycles), lr_max=_bound('lr_max', self.lr_max))
         quarter = tuple(o/4 for o in self.lr_max) if isinstance(self.lr_max, tuple) else self.lr_max/4
         self._set(lr_min=quarter if self.lr_min is None else _bound('lr_min', self.lr_min))
-        self._set_pairs('`lr_max` and `lr_min`', self.lr_max, self.lr_min)
+        self._set_pairs(self.lr_max, self.lr_min, lr_max=self.lr_max, lr_min=self.lr_min)
         self._set(step_size=_length('step_size', self.step_size))
         if not isinstance(self.mode, str) or self.mode not in _modes: raise ValueError(f"`mode` must be one of {', '.join(_modes)}, got {self.mode!r}")
         if not isinstance(self.scale_mode, str) or self.scale_mode not in ('cycle','iterations'): raise ValueError(f"`scale_mode` must be 'cycle' or 'iterations', got {self.scale_mode!r}")
         if self.scale_fn is not None and not callable(self.scale_fn): raise TypeError(f"`scale_fn` must be a function or None, got {self.scale_fn!r}")
         if self.gamma is not None: self._set(gamma=_number('gamma', self.gamma, lambda o: 0<o<=1, "a factor a batch, above 0 and at most 1"))
         elif self.mode=='exp_range': raise ValueError("`gamma` is needed by mode 'exp_range': a factor a batch, above 0 and at most 1, such as 0.9999")
-        if not (self.n_cycles or 1)<1e12/self.step_size: raise ValueError(f"`n_cycles` of {self.n_cycles} is more epochs than can ever be trained")
+        if not 2*self.step_size*(self.n_cycles or 1)<1e12: raise ValueError(f"`n_cycles` of {self.n_cycles} is more epochs than can ever be trained")
 
     @property
     def n_epochs(self): return None if self.n_cycles is None else self._epochs(self.n_cycles)
@@ -319,7 +342,8 @@ class StepDecay(_Decay):
     def __post_init__(self):
         self._set_lr()
         self._set(factor=_number('factor', self.factor, lambda o: o>0, 'a factor above 0'))
-        if _count('every', self.every) is None: raise TypeError("`every` must be a whole number of epochs above 0, got None")
+        if self.every is None: raise TypeError("`every` must be a whole number of epochs above 0, got None")
+        self._set(every=_count('every', self.every))
 
     def _factor(self, n_iter): return partial(_step_factor, self.factor, self.every*n_iter)
 
@@ -335,7 +359,7 @@ class ExpDecay(_Decay):
 
     def __post_init__(self):
         self._set_lr()
-        self._set(k=_number('k', self.k, lambda o: o>=0, 'a rate per epoch, at least 0'))
+        self._set(k=float(_number('k', self.k, lambda o: o>=0, 'a rate per epoch, at least 0')))
 
     def _factor(self, n_iter): return partial(_exp_factor, self.k, n_iter)
 
@@ -351,14 +375,14 @@ class InverseTimeDecay(_Decay):
 
     def __post_init__(self):
         self._set_lr()
-        self._set(k=_number('k', self.k, lambda o: o>=0, 'a rate per epoch, at least 0'))
+        self._set(k=float(_number('k', self.k, lambda o: o>=0, 'a rate per epoch, at least 0')))
 
     def _factor(self, n_iter): return partial(_inverse_factor, self.k, n_iter)
 
 # %% ../nbs/01_schedules.ipynb #56f89192
 def _line(start, n, pairs, batch):
     w = (batch-start)/n
-    return [hi*w + lo*(1-w) for hi,lo in pairs]
+    return [lo + (hi-lo)*w for hi,lo in pairs]
 
 @dataclass(frozen=True)
 class Linear(_Bounded):
@@ -369,7 +393,7 @@ class Linear(_Bounded):
 
     def __post_init__(self):
         self._set(start=_bound('start', self.start), end=_bound('end', self.end), n_epochs=_length('n_epochs', self.n_epochs))
-        self._set_pairs('`start` and `end`', self.end, self.start)
+        self._set_pairs(self.end, self.start, start=self.start, end=self.end)
 
     def _epochs(self, k): return self.n_epochs*k
     def _guess(self, epochs): return 0
@@ -384,6 +408,9 @@ class Chain(Schedule):
     scheds:tuple # The schedules in their order; all but the last must have an end
 
     def __post_init__(self):
+        accepts = f"`scheds` must be schedules in their order, at least one, got {self.scheds!r}"
+        if not isinstance(self.scheds, (list,tuple)) or not all(isinstance(o, Schedule) for o in self.scheds): raise TypeError(accepts)
+        if not self.scheds: raise ValueError(accepts)
         scheds = tuple(o for s in self.scheds for o in (s.scheds if isinstance(s, Chain) else (s,)))
         for o in scheds[:-1]:
             if o.n_epochs is None: raise ValueError(f"nothing can come after {o}, which is endless: give it an end")
@@ -399,7 +426,7 @@ class Chain(Schedule):
 
     def _parts(self, n_iter):
         "First batch of each part, and the end"
-        res = [o if o==math.inf else math.floor(o*n_iter + .5) for o in self._offsets]
+        res = [o if o==math.inf else _round(o*n_iter) for o in self._offsets]
         self._no_empty(all(a<b for a,b in zip(res, res[1:])), n_iter)
         return res
 
