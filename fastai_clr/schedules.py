@@ -43,7 +43,7 @@ def _count(name, v):
 
 
 # %% ../nbs/01_schedules.ipynb #f8c432d7
-def _length(name, v): return _number(name, v, lambda o: 0<o<1e12, 'a number of epochs above 0 that can be trained in a lifetime')
+def _length(name, v): return _number(name, v, lambda o: 0<o<1e12, 'a number of epochs above 0, and below 1e12')
 
 def _power(a, k):
     "`a**k`; ValueError if that is more than a float holds"
