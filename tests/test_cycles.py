@@ -17,7 +17,7 @@ from fastcore.basics import partial
 from fastcore.foundation import L
 from learners import Cancel, Watch, adamw, learner, same, split, two_groups, weights
 from torch.amp import GradScaler, autocast
-from torch.utils.data import DataLoader as TorchDL, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader as TorchDL, IterableDataset, SubsetRandomSampler, TensorDataset
 
 optimizers = dict(sgd=partial(SGD, mom=.9), adam=Adam, ranger=ranger, adamw=adamw)
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -444,6 +444,12 @@ def test_no_batch(name):
     stopped(loaded(DataLoader(items(3), bs=4, drop_last=True)), fits[name], ValueError, 'the training DataLoader has no batch: 3 items at `bs` of 4')
 
 def test_no_batch_of_torch(): stopped(loaded(TorchDL(items(3), batch_size=4, drop_last=True)), batches_per_epoch, ValueError, 'the training DataLoader has no batch')
+
+@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason='it goes by the items of the set, where the sampler draws fewer')
+def test_no_batch_by_a_sampler():
+    dl = TorchDL(items(100), batch_size=4, drop_last=True, sampler=SubsetRandomSampler(range(3)))
+    assert len(dl)==0
+    stopped(loaded(dl), batches_per_epoch, ValueError, 'the training DataLoader has no batch')
 
 def test_no_items():
     with pytest.raises(ValueError) as e: batches_per_epoch(loaded(DataLoader(items(0), bs=4)))
