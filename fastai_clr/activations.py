@@ -500,7 +500,10 @@ def _name(o):
     if not isinstance(o, dict) or not o: return str(o)
     return str(o['function'] if 'function' in o else next(iter(o))).rpartition('.')[2]
 
-def _value(v): return json.dumps(v[0] if isinstance(v, list) and len(v)==2 and v[0]==v[1] else v).replace('"', "'")
+def _value(v):
+    if isinstance(v, dict) and 'hash' in v: return 'an array'
+    return json.dumps(v[0] if isinstance(v, list) and len(v)==2 and v[0]==v[1] else v).replace('"', "'")
+
 
 def _explain_transforms(old, new):
     res,left,gone = [],list(new),[]
@@ -520,7 +523,8 @@ def _explain_args(a, b):
     x,y = next(iter(a.values())),next(iter(b.values()))
     if not (isinstance(x, dict) and isinstance(y, dict)) or x==y: return f"{_name(a)} was changed"
     def show(o, p): return f"{_name(a)}({', '.join(f'{k}={_value(o[k])}' for k in o if k not in p or o[k]!=p[k])})"
-    return f"{show(x, y)} became {show(y, x)}"
+    a_,b_ = show(x, y),show(y, x)
+    return f"{a_} became {b_}" if a_!=b_ else f"{_name(a)} has other values of {', '.join(k for k in x if x[k]!=y.get(k))}"
 
 def _explain_items(old, new):
     a,b = dict(zip(old['name'], old['hash'])),dict(zip(new['name'], new['hash']))
@@ -532,8 +536,12 @@ def _explain_items(old, new):
 def _explain_part(k, old, new):
     if k=='body' and isinstance(old, dict) and isinstance(new, dict): return [explain_body(old, new)]
     if k=='transforms' and isinstance(old, list) and isinstance(new, list): return _explain_transforms(old, new)
-    short = all(len(str(o))<40 and not isinstance(o, (dict,list)) for o in (old,new))
-    return [f"{k} {old} became {new}" if short else f"{k} differ"]
+    if k in _phrases: return [_phrases[k]]
+    if isinstance(old, dict) and isinstance(new, dict): return [f"{k}: {o} {old.get(o)} became {new.get(o)}" for o in _changed(old, new)]
+    return [f"{k} {old} became {new}" if all(len(str(o))<32 and not isinstance(o, list) for o in (old,new)) else f"{k} differ"]
+
+_phrases = dict(targets='the targets differ', architecture='the architecture of the body differs', cut='the cut between body and head differs',
+    order='the order of the items differs', items='the items differ')
 
 # %% ../nbs/07_activations.ipynb #dd3d11f1
 def explain_miss(

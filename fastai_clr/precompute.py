@@ -27,7 +27,7 @@ from fastai.layers import AdaptiveConcatPool2d, Flatten
 from fastai.learner import Learner
 from fastai.optimizer import Optimizer, OptimWrapper
 from fastai.torch_core import get_model, get_random_states, params, set_random_states, to_device
-from fastai.vision.augment import AffineCoordTfm
+from fastai.vision.augment import AffineCoordTfm, RandomResizedCrop, RandTransform, Resize
 from fasttransform import Pipeline
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -46,6 +46,7 @@ class PooledEncoder(nn.Module):
         super().__init__()
         self.encoder,self.bptt = encoder,classifier.bptt
 
+    def extra_repr(self): return ', '.join(f'{k}={getattr(self.encoder, k)}' for k in ('bptt','pad_idx','max_len'))
     def forward(self, x):
         from fastai.text.models.core import masked_concat_pool
         return masked_concat_pool(*self.encoder(x), self.bptt)
@@ -59,7 +60,7 @@ def _text_parts(model):
 # %% ../nbs/08_precompute.ipynb #d67e1793
 def _head_start(layers, groups):
     "Number of the layer that the last parameter group begins with; `None` if that group isn't the end of `layers`"
-    last = {id(o) for o in groups[-1]} if isinstance(groups[0], (list,L)) else set()   # one group: no telling
+    last = {id(o) for o in groups[-1]} if len(groups) and isinstance(groups[0], (list,L)) else set()   # one group: no telling
     def of(o): return {id(p) for p in o.parameters()}
     start = next((i for i,o in enumerate(layers) if of(o) & last), None)
     if start is None or any(of(o)-last for o in layers[start:]): return None
@@ -95,7 +96,7 @@ def _split(learn, split):
     return res
 
 # %% ../nbs/08_precompute.ipynb #fa3cd970
-_base_args = {'nm','before_call','enc','dec','split_idx','order'}
+_base_args = {'nm','before_call','enc','dec','decode','split_idx','order'}
 
 def _is_fastai(o): return type(o).__module__.split('.')[0] in ('fastai','fasttransform','fastcore')
 
@@ -107,20 +108,35 @@ def _describe_args(o):
         elif k not in _base_args and p.kind is not p.VAR_KEYWORD: raise CannotDescribe(f"{describe(type(o))} doesn't keep its argument `{k}`")
     return {k:v for k,v in kept.items() if k not in ('split_idx','order')}
 
-def _describe_made(o):
+_train_args = {RandomResizedCrop: ('min_scale','max_scale','ratio')}   # of no effect outside training
+
+def _describe_made(o, train=True):
     "An object as its class and the arguments it was made with; one that isn't fastai's with all its attributes, and its class's code"
-    if _is_fastai(o): return {describe(type(o)): _describe_args(o)}
+    if _is_fastai(o): return {describe(type(o)): {k:v for k,v in _describe_args(o).items() if train or k not in _train_args.get(type(o), ())}}
     own = {k:v for k,v in vars(o).items() if k not in ('split_idx','order','_name','encodes','__signature__')}
     return {describe(type(o)): describe(own), 'code': [_class_code(c) for c in type(o).__mro__ if c.__module__.split('.')[0] not in _libraries]}
 
 # %% ../nbs/08_precompute.ipynb #e964f8fa
-_libraries = ('builtins','fastai','fasttransform','fastcore','torch')
+_libraries = ('builtins','fastai','fasttransform','fastcore','torch','torchvision','timm','fastai_clr')
 
-def _class_code(c):
-    "Hashes of the methods of a class, and of the functions that its `encodes` dispatches to"
-    fs = [f for v in vars(c).values() for f in ([m.implementation for m in v.methods] if hasattr(v, 'methods') else [v])]
-    return [describe_code(f) for f in fs if isinstance(f, FunctionType)]
+def _architecture(m):
+    "Hash of the modules of `m`; those that no library made with their code and plain attributes, which `repr` may not show"
+    own = [(n,o) for n,o in m.named_modules() if type(o).__module__.split('.')[0] not in _libraries]
+    plain = [[n, {k:v for k,v in vars(o).items() if isinstance(v, (bool,int,float,str,tuple)) and not k.startswith('_') and k!='training'},
+        [_class_code(c) for c in type(o).__mro__ if c.__module__.split('.')[0] not in _libraries]] for n,o in own]
+    return hash_bytes(repr([repr(m), describe(plain)]).encode())
 
+
+def _class_code(c): return {k: _attr_code(v) for k,v in sorted(vars(c).items()) if not k.startswith('__') or isinstance(v, FunctionType)}
+
+def _attr_code(v):
+    "Hash of what an attribute of a class does: of the functions that an `encodes` dispatches to, of a property's; plain values as they are"
+    if isinstance(v, (staticmethod,classmethod)): v = v.__func__
+    fs = [m.implementation for m in v.methods] if hasattr(v, 'methods') else [v.fget,v.fset] if isinstance(v, property) else [v]
+    if all(isinstance(f, FunctionType) or f is None for f in fs): return [f and describe_code(f) for f in fs]
+    return describe(v) if isinstance(v, (bool,int,float,str,tuple,list,dict,set)) else type(v).__name__
+
+# %% ../nbs/08_precompute.ipynb #dec9a71b
 def _describe_enc(f):
     "A function that was made a transform; fastai wraps callables without a name, such as partials and objects, in `wrapped_enc`"
     if not getattr(f, '__qualname__', '').endswith('.wrapped_enc'): return describe(f)
@@ -130,11 +146,12 @@ def _describe_enc(f):
 def _describe_tfm(t, train=False):
     if isinstance(t, AffineCoordTfm):
         how = [t.size, t.mode, t.pad_mode, t.align_corners]
-        return {'AffineCoordTfm': describe(how) if not train else _describe_value([how, list(t.aff_fs), list(t.coord_fs), t.p, getattr(t, 'mode_mask', None)])}
+        if train and (t.aff_fs or t.coord_fs): how += [list(t.aff_fs), list(t.coord_fs), t.p, getattr(t, 'mode_mask', None)]
+        return {'AffineCoordTfm': _describe_value(how)}
     if 'encodes' in vars(t): return {describe(type(t)): [_describe_enc(m.implementation) for m in t.encodes.methods]}
-    return _describe_made(t)
+    return _describe_made(t, train)
 
-# %% ../nbs/08_precompute.ipynb #dec9a71b
+# %% ../nbs/08_precompute.ipynb #1c06d085
 def _describe_value(v):
     "As `describe`, and objects of fastai's, such as the functions inside its augmentations, by their arguments"
     if isinstance(v, (list,tuple,L)): return [_describe_value(o) for o in v]
@@ -144,7 +161,9 @@ def _describe_value(v):
 
 def _describe_pipe(fs, train):
     "Transforms that are active outside training, or in it"
-    return [_describe_tfm(o, train) for o in fs if isinstance(o, AffineCoordTfm) or getattr(o, 'split_idx', None) in (None,0 if train else 1)]
+    fs = [o for o in fs if isinstance(o, AffineCoordTfm) or getattr(o, 'split_idx', None) in (None,0 if train else 1)]
+    random = [train and isinstance(o, RandTransform) and not isinstance(o, (AffineCoordTfm,Resize)) for o in fs]   # such as RandomResizedCrop
+    return [{**_describe_tfm(o, train), 'random': True} if r else _describe_tfm(o, train) for o,r in zip(fs, random)]
 
 def _pipes(dl, n_inp, train=False):
     "All that is done to an item on its way into the body"
@@ -153,16 +172,17 @@ def _pipes(dl, n_inp, train=False):
         f = getattr(dl, nm)
         if hasattr(f, 'fs'): pipes.append(f.fs)
         elif nm in vars(dl): pipes.append([Transform(f)])
-    return [o for p in pipes for o in _describe_pipe(p, train)]
+    own = [{nm: describe(vars(dl)[nm])} for nm in ('create_item','create_batch','create_batches','retain') if nm in vars(dl)]
+    return [o for p in pipes for o in _describe_pipe(p, train)] + own
 
 # %% ../nbs/08_precompute.ipynb #5e46f4a5
-def _hash_value(o): return hash_array(o if isinstance(o, torch.Tensor) else torch.as_tensor(np.asarray(o))).encode()
+def _hash_value(o): return hash_array(o if isinstance(o, torch.Tensor) else np.asarray(o)).encode()
 
 def _values(tl):
     "Hash of each item of `tl` by value; where a function labels the items first, each label goes through the rest of the pipeline once"
     fs,seen = list(tl.tfms.fs),{}
-    methods = getattr(fs[0].encodes, 'methods', ()) if len(fs)>1 else ()
-    label = methods[0].implementation if len(methods)==1 and len(tl) else None
+    methods = getattr(getattr(fs[0], 'encodes', None), 'methods', ()) if len(fs)>1 and isinstance(tl.items, (list,tuple,L)) and len(tl) else ()
+    label = methods[0].implementation if len(methods)==1 else None
     if not isinstance(label, FunctionType) or type(fs[0](tl.items[0])) not in (str,int) or fs[0](tl.items[0])!=label(tl.items[0]): return map(_hash_value, tl)
     def value(i, k):
         if k not in seen: seen[k] = _hash_value(tl[i])
@@ -174,12 +194,21 @@ def _hash_values(tls, what):
     except TypeError as e: raise CannotDescribe(f"{what} can't be told from others by value ({e})") from e
 
 # %% ../nbs/08_precompute.ipynb #bc384dc4
+def _opens_its_item(tl):
+    "Whether the first transform that does something opens the file, and doesn't lead to another one"
+    o = tl.items[0]
+    for f in tl.tfms.fs:
+        was,o = o,f(o)
+        if not isinstance(o, (str,Path)): return True
+        if str(o)!=str(was): return False
+    return False
+
 def _item_parts(ds, n_inp, root, stores, verify, bar):
     "The items of a data set as a part of the fingerprint, and as records if they are files"
-    if isinstance(ds, TensorDataset): return {'n': len(ds), 'hash': hash_bytes(*[hash_array(o).encode() for o in ds.tensors])},None
+    if type(ds) is TensorDataset: return {'n': len(ds), 'hash': hash_bytes(*[hash_array(o).encode() for o in ds.tensors])},None
     if not isinstance(ds, Datasets): raise CannotDescribe(f"the items of a {type(ds).__name__} can't be told from others")
     items = ds.items if isinstance(ds.items, (list,tuple,L)) else ()
-    if len(items) and all(isinstance(o, (str,Path)) for o in items) and os.path.isfile(items[0]):
+    if len(items) and all(isinstance(o, (str,Path)) for o in items) and os.path.isfile(items[0]) and all(_opens_its_item(tl) for tl in ds.tls[:n_inp]):
         files = [os.fspath(o) for o in items]
         records = stat_items(files, root)
         return {'n': len(ds), 'hash': hash_items(records, files, stores, verify, bar)},records
@@ -202,10 +231,10 @@ def store_parts(
     n_inp,order = getattr(dl, 'n_inp', 1),_order(dl)
     root = Path(getattr(learn.dls, 'path', '.')).absolute()
     items,records = _item_parts(dl.dataset, n_inp, root, stores, verify, _bar(learn))
-    parts = dict(set=name if view is None else f'view {view[0]}', body=body, architecture=hash_bytes(repr(features).encode()), items=items, dtype=dtype)
+    parts = dict(set=name if view is None else f'view {view[0]}', body=body, architecture=_architecture(features), items=items, dtype=dtype)
     parts['cut'] = [type(o).__name__ for o in features.children()]
-    parts['transforms'] = _pipes(dl, n_inp, view is not None)
-    parts['targets'] = None if isinstance(dl.dataset, TensorDataset) else _hash_values(dl.dataset.tls[n_inp:], 'the targets')
+    parts['transforms'] = _pipes(dl, 0 if 'by_value' in items else n_inp, view is not None)   # items by value are what the first stage makes of them
+    parts['targets'] = None if type(dl.dataset) is TensorDataset else _hash_values(dl.dataset.tls[n_inp:], 'the targets')
     parts['compute'] = dict(device=torch.device(learn.dls.device or 'cpu').type, autocast=hasattr(learn, 'mixed_precision'))
     if order!=list(range(len(order))): parts['order'] = hash_array(np.array(order))
     if view is not None: parts['view'] = dict(number=view[0], seed=view[1])
@@ -222,11 +251,11 @@ def _eval_mode(m):
 
 def _bar(learn): return partial(progress_bar, leave=False) if hasattr(learn, 'progress') else iter
 
-def _forward(learn, m, xb):
+def _forward(learn, m, xb, mode=torch.inference_mode):
     "Output of `m` as the learner would compute it outside training; of several, as from text classifiers, the first"
     mixed = hasattr(learn, 'mixed_precision')
     if mixed and xb[0].device.type=='cuda': xb = [o.to(memory_format=torch.channels_last) if o.ndim==4 else o for o in xb]   # what tensor cores want
-    with torch.inference_mode(), torch.autocast(xb[0].device.type) if mixed else nullcontext(): out = m(*xb)
+    with mode(), torch.autocast(xb[0].device.type) if mixed else nullcontext(): out = m(*xb)
     return out[0] if isinstance(out, tuple) else out
 
 # %% ../nbs/08_precompute.ipynb #7358f6ce
@@ -256,13 +285,16 @@ def _batches(dl, blocks, bs, order, view=None):
     dl.get_idxs = lambda: [o for b in idxs for o in b]
     pipe,dl.after_batch = dl.after_batch,Pipeline([])
     if view is not None: dl.create_item = _SeededItems(dl.create_item, {o[0]: b for o,b in zip(idxs, blocks)}, view)
-    split_idx = 1 if view is None else 0
+    split_idx,was = 1 if view is None else 0,getattr(pipe, 'split_idx', None)
     if isinstance(pipe, Pipeline): pipe.split_idx = split_idx
     def gen():
         for b,i,batch in zip(blocks, idxs, dl):
             if view is not None: _seed(*view, b, 1)
             yield b,i,pipe(batch)
-    with dl.dataset.set_split_idx(split_idx) if hasattr(dl.dataset, 'set_split_idx') else nullcontext(): yield gen()
+    try:
+        with dl.dataset.set_split_idx(split_idx) if hasattr(dl.dataset, 'set_split_idx') else nullcontext(): yield gen()
+    finally:
+        if isinstance(pipe, Pipeline): pipe.split_idx = was
 
 # %% ../nbs/08_precompute.ipynb #81fb2477
 def _random_module(features, xb):
@@ -287,7 +319,7 @@ def _try_out(learn, features, dl, order, n=8):
         _,_,b = next(bs_)
         learn._split(learn._set_device(b))
         if len(learn.yb)!=1: raise TypeError(f"precompute needs one target an item, got {len(learn.yb)}")
-        out = _forward(learn, features, learn.xb)
+        out = _forward(learn, features, learn.xb, torch.no_grad)   # what a module keeps from its first pass must serve in training too
         if not isinstance(out, torch.Tensor): raise TypeError(f"precompute needs a body that returns one tensor, got {type(out).__name__}")
         start = time.perf_counter()
         again = _forward(learn, features, learn.xb)
@@ -384,8 +416,11 @@ class StaleActivations(RuntimeError): "Raised when the body is no longer what th
 
 # %% ../nbs/08_precompute.ipynb #35baffa9
 def _listens(cb, event_name):
-    "Whether `cb` does something at an event; one with a `__call__` of its own might"
-    return type(cb).__call__ is not Callback.__call__ or hasattr(type(cb), event_name) or event_name in vars(cb) or event_name=='after_fit'
+    "Whether `cb` does something at an event; one that is called or asked in a way of its own might"
+    t = type(cb)
+    return hasattr(t, event_name) or event_name in cb.__dict__ or t.__call__ is not _call or t.__getattr__ is not _getattr or event_name=='after_fit'
+
+_call,_getattr = Callback.__call__,Callback.__getattr__
 
 def _drop_state(opt, ps):
     "Forget what optimizer `opt` knows of the parameters `ps`, but for fastai's flags"
@@ -398,10 +433,10 @@ def _drop_state(opt, ps):
 class HeadLearner(Learner):
     "A Learner for the head on stored activations; made by `learn.precompute()`. Its modules are those of the whole model"
     def __init__(self, learn, features, head, stores, views, bs, where, split):
-        self.listeners = {}
+        self.known,self.ordered = None,[]
         rows = {k: Rows([stores[k], *(views if k=='train' else [])], where, learn.dls.device) for k in ('train','valid')}
         wgts = getattr(learn.dls.train, 'wgts', None)
-        dls = [RowsDL(v, wgts if k=='train' else None, bs=min(bs, len(v)), shuffle=k=='train', drop_last=k=='train') for k,v in rows.items()]
+        dls = [RowsDL(v, wgts if k=='train' else None, bs=min(bs, len(v)), shuffle=k=='train', drop_last=k=='train' and learn.dls.train.drop_last) for k,v in rows.items()]
         dls = DataLoaders(*dls, device=learn.dls.device)
         dls.n_inp = 1
         for k in ('vocab','c'):
@@ -409,7 +444,7 @@ class HeadLearner(Learner):
         super().__init__(dls, head, loss_func=learn.loss_func, opt_func=learn.opt_func, lr=learn.lr, splitter=params, metrics=learn.metrics, path=learn.path,
             model_dir=Path(learn.model_dir)/'head', wd=learn.wd, wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, moms=learn.moms)
         self.whole,self.features,self.stores,self.views,self.where,self.split_by = learn,features,stores,views,where,split
-        self.probe_diff,self.made_of = None,repr(features)
+        self.probe_diff,self.made_of = None,_architecture(features)
 
     def __call__(self, event_name):
         if isinstance(event_name, str): self._call_one(event_name)
@@ -417,12 +452,11 @@ class HeadLearner(Learner):
 
     def _call_one(self, event_name):
         "As Learner's, but without the callbacks that don't listen"
-        if event_name=='before_fit': self.listeners = {}
-        key = event_name,tuple(map(id, self.cbs))
-        cbs = self.listeners.get(key)
-        if cbs is None: cbs = self.listeners[key] = [o for o in self.cbs.sorted('order') if _listens(o, event_name)]
-        if not cbs and not hasattr(event, event_name): raise ValueError(f"there is no event {event_name}")
-        for cb in cbs: cb(event_name)
+        now = [(o,o.order) for o in self.cbs]
+        if now!=self.known: self.known,self.ordered = now,list(self.cbs.sorted('order'))
+        if not hasattr(event, event_name): raise ValueError(f"there is no event {event_name}")
+        for cb in self.ordered:
+            if _listens(cb, event_name): cb(event_name)
 
     def _set_device(self, b): return b if b[0].device==self.dls.device else super()._set_device(b)
 
@@ -432,7 +466,8 @@ class HeadLearner(Learner):
 
     def fit(self, *args, **kwargs):
         self.check_fresh()
-        mixes = [type(o).__name__ for o in L(self.cbs)+L(kwargs.get('cbs')) if isinstance(o, MixHandler)]
+        cbs = signature(super().fit).bind(*args, **kwargs).arguments.get('cbs')
+        mixes = [getattr(o, '__name__', type(o).__name__) for o in L(self.cbs)+L(cbs) if isinstance(o, MixHandler) or isinstance(o, type) and issubclass(o, MixHandler)]
         if mixes: warnings.warn(f"{mixes[0]} mixes activations here, not pictures")
         try: return super().fit(*args, **kwargs)
         finally: _drop_state(self.whole.opt, list(self.model.parameters()))
@@ -465,19 +500,17 @@ def _is_in_place(self:HeadLearner):
     try: parts = _split(self.whole, self.split_by)
     except (TypeError,ValueError): return False
     def leaves(m): return [o for o in m.modules() if not list(o.children())]
-    return [leaves(o) for o in parts]==[leaves(o) for o in (self.features,self.model)] and repr(self.features)==self.made_of
+    return [leaves(o) for o in parts]==[leaves(o) for o in (self.features,self.model)] and _architecture(self.features)==self.made_of
 
 # %% ../nbs/08_precompute.ipynb #37d9b89f
 @patch
-def probe(self:HeadLearner,
-    n:int=64 # Pictures to compare
-)->float: # Largest difference between the two outputs
-    "Run the first pictures of the validation set through the whole model and through the store: the largest difference"
+def probe(self:HeadLearner)->float: # Largest difference between the two outputs
+    "Run the first block of the validation set through the whole model and through the store: the largest difference"
     dl,rows = self.whole.dls.valid,self.dls.valid.dataset
-    with _batches(dl, [0], min(n, len(rows)), _order(dl)) as batches, _eval_mode(self.whole.model), _eval_mode(self.model):
+    with _batches(dl, [0], self.stores['valid'].block, _order(dl)) as batches, _eval_mode(self.whole.model), _eval_mode(self.model):
         _,idxs,b = next(batches)
         self.whole._split(self.whole._set_device(b))
-        full = _forward(self.whole, self.whole.model, self.whole.xb)
+        full = _forward(self.whole, self.whole.model, self.whole.xb, torch.no_grad)
         x = rows[idxs][0].to(full.device)
         self.probe_diff,self.probe_scale = float((full.float()-_forward(self.whole, self.model, (x,))).abs().max()),float(full.abs().max())
     return self.probe_diff
@@ -498,19 +531,27 @@ def _place(where, device, need):
     return 'ram' if 2*need<.5*_free_memory() else 'disk'
 
 # %% ../nbs/08_precompute.ipynb #52fda1ac
+def _no_augmentation(dl):
+    "Whether the same is done to an item in training as outside of it; `False` if that can't be told"
+    n_inp = getattr(dl, 'n_inp', 1)
+    try: return _pipes(dl, n_inp, True)==_pipes(dl, n_inp)
+    except CannotDescribe: return False
+
 def _check_args(learn, n_views, dtype, where, bs, seed):
     "The batch size to use, after a look at the arguments and the data"
     dls = learn.dls
     if len(dls.loaders)<2 or not all(isinstance(o, DataLoader) for o in dls.loaders[:2]): raise TypeError("precompute needs a training and a validation set in fastai's own DataLoaders (DataLoaders.from_dsets makes them from torch data sets)")
-    if dtype not in _tolerance: raise ValueError(f"`dtype` must be one of {', '.join(_tolerance)}, got {dtype!r}")
-    if where not in ('auto','gpu','ram','disk'): raise ValueError(f"`where` must be one of auto, gpu, ram, disk, got {where!r}")
+    if isinstance(learn, HeadLearner): raise TypeError("this Learner has activations already: call `precompute` on the Learner of the whole model")
+    if not isinstance(dtype, str) or dtype not in _tolerance: raise ValueError(f"`dtype` must be one of {', '.join(_tolerance)}, got {dtype!r}")
+    if not isinstance(where, str) or where not in ('auto','gpu','ram','disk'): raise ValueError(f"`where` must be one of auto, gpu, ram, disk, got {where!r}")
     if where=='gpu' and torch.device(learn.dls.device or 'cpu').type!='cuda': raise ValueError(f"`where='gpu'` needs a Learner on the GPU, and this one is on {learn.dls.device}: pass 'auto' or 'ram'")
     for k,v,least in [('n_views',n_views,0), ('seed',seed,0), ('bs',learn.dls.bs if bs is None else bs,1)]:
         if isinstance(v, bool) or not isinstance(v, (int,np.integer)) or v<least: raise ValueError(f"`{k}` must be a whole number from {least} up, got {v!r}")
     if isinstance(learn.opt_func, (Optimizer,OptimWrapper,torch.optim.Optimizer)): raise TypeError("`opt_func` of the Learner is an optimizer already made, for all its parameters: pass a function that makes one, such as Adam")
     for k in ('train','valid'):
+        if not hasattr(getattr(dls, k).dataset, '__len__'): raise TypeError(f"precompute needs data sets with a length, and the {k} set has none")
         if not len(getattr(dls, k).dataset): raise ValueError(f"the {k} set is empty: precompute needs items in both")
-    if n_views and _pipes(dls.train, getattr(dls.train, 'n_inp', 1), True)==_pipes(dls.train, getattr(dls.train, 'n_inp', 1)): raise ValueError(f"`n_views` is {n_views}, but no transform is active in training only: all views would be alike")
+    if n_views and _no_augmentation(dls.train): raise ValueError(f"`n_views` is {n_views}, but no transform is active in training only: all views would be alike")
     return int(dls.bs if bs is None else bs)
 
 # %% ../nbs/08_precompute.ipynb #3f2b9e15
@@ -547,9 +588,9 @@ class _Precompute:
         n_params = sum(o.numel() for o in self.features.parameters())/1e6
         with StoreWriter(self.root, parts, len(order), self.bs, records, f'{what} of {len(order):,} items, body of {n_params:.1f} million parameters', self.say) as w:
             if len(w.missing): self._announce(what, dl, order, w)
-            with warnings.catch_warnings(): _extract(self.learn, self.features, dl, order, w, self.dtype, view)
+            _extract(self.learn, self.features, dl, order, w, self.dtype, view)
+            if records is not None: self._unchanged(records, w)
             store = w.close()
-        if records is not None: self._unchanged(records)
         self.say(f'Extracted {len(order):,} items in {time.time()-start:.1f} s to {store.folder}')
         return store
 
@@ -566,14 +607,21 @@ def _announce(self:_Precompute, what, dl, order, w):
     self.say(f'{what}: {len(order):,} items{left}, {size:,} bytes each ({size*len(order)/1e6:,.1f} MB), about {max(1, secs*n):.0f} s and the time to load them, to {self.root}')
 
 @patch
-def _unchanged(self:_Precompute, records):
-    "RuntimeError if a file changed while it was read"
+def _unchanged(self:_Precompute, records, writer):
+    "RuntimeError if a file changed while it was read; then nothing stays of the store"
     root = Path(getattr(self.learn.dls, 'path', '.')).absolute()
     now = stat_items([root/os.fsdecode(o) for o in records['name']], root)
     bad = [os.fsdecode(o['name']) for o,p in zip(records, now) if (o['size'],o['mtime'],o['ctime'])!=(p['size'],p['mtime'],p['ctime'])]
-    if bad: raise RuntimeError(f"{len(bad)} files changed while they were read, such as {bad[0]}: call `learn.precompute()` again")
+    if bad: writer.blocks['done'] = False
+    if bad: raise RuntimeError(f"{len(bad)} file{'s' if len(bad)>1 else ''} changed while {'they were' if len(bad)>1 else 'it was'} read, such as {bad[0]}: call `learn.precompute()` again")
 
 # %% ../nbs/08_precompute.ipynb #fd032714
+@contextmanager
+def _random_states_kept():
+    was = get_random_states()
+    try: yield
+    finally: set_random_states(**was)
+
 @patch
 def precompute(self:Learner,
     path:str|Path|None=None, # Folder that holds the stores; `None`: `learn.path/'activations'`
@@ -588,23 +636,24 @@ def precompute(self:Learner,
     verify:bool=False, # Read every file and every block again, and make damaged blocks anew
 )->HeadLearner: # Learner of the head, whose modules are those of `learn.model`
     "Run the body once over both data sets, or find the stores of an earlier run, and return a Learner for the head"
+    if path is not None and not isinstance(path, (str,os.PathLike)): raise TypeError(f"`path` must be a folder, or None for `learn.path/'activations'`, got {path!r}")
     bs = _check_args(self, n_views, dtype, where, bs, seed)
     features,head = _split(self, split)
     self.model.to(self.dls.device)
-    rng,tmp,run = get_random_states(),None,_Precompute(self, features, dtype, bs, Path(path or self.path/'activations'), verify)
+    tmp,run = None,_Precompute(self, features, dtype, bs, Path(path or self.path/'activations'), verify)
     passes = [('train',None), ('valid',None), *(('train',(v,seed)) for v in range(n_views))]
-    found = [run.parts(*o) for o in passes]
-    if not all(keep for *_,keep in found):
-        tmp = tempfile.TemporaryDirectory()
-        run.root = Path(tmp.name)
-    stores = [run.find(p, r) or run.make(*o, p, r) for o,(p,r,_) in zip(passes, found)]
-    place = _place(where, self.dls.device, sum(o.arrays['x'].nbytes for o in stores))
-    if place!='disk': stores = [run.make(*o, p, r) if s.verify() else s for s,o,(p,r,_) in zip(stores, passes, found)]
-    run.say(f'Activations of {len(self.dls.train.dataset):,} + {len(self.dls.valid.dataset):,} items in {run.root}, read from {dict(ram="memory", gpu="the GPU", disk="the disk")[place]}')
-    set_random_states(**rng)   # so that training goes on alike whether the store was made or found
-    res = HeadLearner(self, features, head, dict(train=stores[0], valid=stores[1]), stores[2:], bs, place, split)
-    res.tmp = tmp
-    if check and res.probe()>_tolerance[dtype]*max(res.probe_scale, 1): raise RuntimeError(f"the whole model and the stored activations disagree by {res.probe_diff:.3g} (outputs up to {res.probe_scale:.3g}): pass dtype='float32', or delete {stores[1].folder}")
-    set_random_states(**rng)
+    with _random_states_kept():   # training goes on alike whether the stores were made or found
+        found = [run.parts(*o) for o in passes]
+        if not all(keep for *_,keep in found):
+            tmp = tempfile.TemporaryDirectory()
+            run.root = Path(tmp.name)
+        stores = [run.find(p, r) or run.make(*o, p, r) for o,(p,r,_) in zip(passes, found)]
+        place = _place(where, self.dls.device, sum(o.arrays['x'].nbytes for o in stores))
+        if place!='disk': stores = [run.make(*o, p, r) if s.verify() else s for s,o,(p,r,_) in zip(stores, passes, found)]
+        run.say(f'Activations of {len(self.dls.train.dataset):,} + {len(self.dls.valid.dataset):,} items in {run.root}, read from {dict(ram="memory", gpu="the GPU", disk="the disk")[place]}')
+    with _random_states_kept():
+        res = HeadLearner(self, features, head, dict(train=stores[0], valid=stores[1]), stores[2:], bs, place, split)
+        res.tmp = tmp
+        if check and res.probe()>_tolerance[dtype]*res.probe_scale + 1e-7: raise RuntimeError(f"the whole model and the stored activations disagree by {res.probe_diff:.3g} (outputs up to {res.probe_scale:.3g}): pass dtype='float32', or delete {stores[1].folder}")
     if not hasattr(self, 'progress'): res.remove_cbs([o for o in res.cbs if o.name=='progress'])
     return res

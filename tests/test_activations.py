@@ -11,6 +11,7 @@ from fastai_clr.activations import (CannotDescribe, ActivationStore, StoreWriter
     hash_array, hash_bytes, hash_file, hash_items, hash_module, list_stores, mark_used, prune, stat_items)
 from conftest import run
 
+bug = partial(pytest.mark.xfail, strict=True)
 
 @pytest.fixture(autouse=True, scope='module')
 def no_sync():
@@ -342,14 +343,23 @@ def test_a_file_that_took_anothers_name_is_noticed(tmp_path, files, opened):
 
 @pytest.mark.parametrize('damage', [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-1]), lambda f: f.write_bytes(b''),
     lambda f: np.save(f, np.zeros(3)), lambda f: np.save(f, np.array([{}]), allow_pickle=True), lambda f: f.unlink() or f.mkdir(),
-    pytest.param(lambda f: f.write_bytes(b'PK\x03\x04')),
-    pytest.param(lambda f: f.write_bytes(f.read_bytes().replace(b'}', b' ', 1))),
-    pytest.param(lambda f: np.save(f, np.load(f)[0]))], ids=lambda o: '')
+    lambda f: f.write_bytes(b'PK\x03\x04'),
+    lambda f: f.write_bytes(f.read_bytes().replace(b'}', b' ', 1)),
+    lambda f: np.save(f, np.load(f)[0])], ids=lambda o: '')
 def test_what_a_damaged_store_has_seen_does_not_count(tmp_path, files, opened, damage):
     root,h = seen(tmp_path, files)
     damage(root/fingerprint(PARTS)/'items.npy')
     opened.clear()
     assert hashed(files, root)[1]==h and len(opened)==4
+
+@bug(raises=AssertionError, reason='the records of files have no checksum')
+def test_a_flipped_bit_among_the_hashes_that_a_store_has_seen(tmp_path, files):
+    root,h = seen(tmp_path, files)
+    f = root/KEY/'items.npy'
+    b = bytearray(f.read_bytes())
+    b[-1] ^= 1
+    f.write_bytes(b)
+    assert hashed(files, root)[1]==h
 
 def test_a_store_keeps_up_with_touched_files(tmp_path, files, opened):
     root,h = seen(tmp_path, files)
@@ -575,7 +585,7 @@ def test_hosts_are_called_by_their_name(tmp_path):
     write(tmp_path, say=said.append)
     assert 'Process 7 on Node-7.LAB, which began at 2026-01-01T00:00:00+00:00 ' in said[0]
 
-@pytest.mark.parametrize('note', ['', '{', '\x00', '{}', '{"pid": 1}', pytest.param('[]')])
+@pytest.mark.parametrize('note', ['', '{', '\x00', '{}', '{"pid": 1}', '[]'])
 def test_a_note_of_any_kind(tmp_path, note):
     said = []
     (tmp_path/f'.{KEY}.holder').write_text(note)
@@ -738,32 +748,34 @@ norm,crop,code = tfm('Normalize', mean='m'),tfm('Crop', size=[3,4]),{'function':
     ([norm,resize(1)], [crop,resize(2)], ['Normalize was removed','Resize(size=1) became Resize(size=2)','Crop was added']),
     ([resize(1),resize(1)], [resize(1)], ['Resize was removed']), ([{'mine.Flip': {}, 'code': ['a']}], [{'mine.Flip': {}, 'code': ['b']}],
     ['Flip was changed']), ([{'Transform': ['a']}], [{'Transform': ['b']}], ['Transform was changed']), (['PILImage.create'], ['PILMask.create'],
-    ['PILImage.create was removed','PILMask.create was added']), pytest.param([resize(128),resize(160)], [resize(160)], ['Resize was removed']),
-    pytest.param([code], [], ['double was removed']),
-    pytest.param([resize(1, a=None)], [resize(1)], ['Resize(a=null) became Resize()'])])
+    ['PILImage.create was removed','PILMask.create was added']), ([resize(128),resize(160)], [resize(160)], ['Resize was removed']),
+    ([code], [], ['double was removed']), pytest.param([{'method': 'mine.A.make'}], [], ['make was removed'], marks=bug(reason='a method is called method')),
+    ([resize(1, a=None)], [resize(1)], ['Resize(a=null) became Resize()']), ([tfm('Normalize', mean={'hash': 'a'})], [tfm('Normalize', mean={'hash': 'b'})],
+    ['Normalize has other values of mean'])])
 def test_explain_transforms(tmp_path, old, new, says):
     write(tmp_path, parts={**PARTS, 'transforms': old})
     assert explain_miss(tmp_path, {**PARTS, 'transforms': new})==says
 
-@pytest.mark.parametrize('kw,says', [({}, []), (dict(dtype='float32'), ['dtype float16 became float32']),
-    (dict(body={'0.weight': 'zz'}), ['the weights of layer 0 differ']), (dict(order='abc'), ['order None became abc']),
-    (dict(dtype=None), ['dtype float16 became None']), (dict(architecture='f'*40), ['architecture differ']),
-    (dict(compute=dict(device='cuda', autocast=True)), ['compute differ']), (dict(targets='cd', dtype='float32'),
-    ['dtype float16 became float32','targets None became cd']), (dict(body=None), ['body differ']), (dict(transforms=[]), ['transforms differ'])])
+@pytest.mark.parametrize('kw,says', [({}, []), (dict(dtype='float32'), ['dtype float16 became float32']), (dict(dtype=None), ['dtype float16 became None']),
+    (dict(body={'0.weight': 'zz'}), ['the weights of layer 0 differ']), (dict(order='abc'), ['the order of the items differs']),
+    (dict(architecture='f'*32), ['the architecture of the body differs']), (dict(cut=['Linear']), ['the cut between body and head differs']),
+    (dict(targets='cd', dtype='float32'), ['dtype float16 became float32','the targets differ']), (dict(items={'n': 3}), ['the items differ']),
+    (dict(n_views=2), ['n_views None became 2']), (dict(note='f'*40), ['note differ']), (dict(transforms=[]), ['transforms differ'])])
 def test_explain_other_parts(tmp_path, kw, says):
     write(tmp_path)
     assert explain_miss(tmp_path, {**PARTS, **kw})==says
 
 def test_explain_a_part_that_is_gone(tmp_path):
     write(tmp_path, parts={**PARTS, 'order': 'abc', 'n_views': 2})
-    assert explain_miss(tmp_path, PARTS)==['n_views 2 became None', 'order abc became None']
+    assert explain_miss(tmp_path, PARTS)==['n_views 2 became None','the order of the items differs']
     assert explain_miss(tmp_path, {**PARTS, 'n_views': 3, 'order': 'abc'})==['n_views 2 became 3']
 
-def test_explain_a_view(tmp_path):
+@pytest.mark.parametrize('new,says', [(dict(number=1, seed=0), ['view: number 0 became 1']), (dict(number=1, seed=2), ['view: number 0 became 1; view: seed 0 became 2']),
+    (dict(number=0), ['view: seed 0 became None'])])
+def test_explain_a_view(tmp_path, new, says):
     old = {**PARTS, 'set': 'view', 'view': {'number': 0, 'seed': 0}}
     write(tmp_path, parts=old)
-    says = explain_miss(tmp_path, {**old, 'view': {'number': 1, 'seed': 0}})
-    assert len(says)==1 and 'view' in says[0]
+    assert ['; '.join(explain_miss(tmp_path, {**old, 'view': new}))]==says
 
 def test_nothing_to_compare_with(tmp_path):
     for root in tmp_path/'nowhere',tmp_path: assert explain_miss(root, PARTS)==[]
@@ -771,15 +783,16 @@ def test_nothing_to_compare_with(tmp_path):
     assert explain_miss(tmp_path, {**PARTS, 'set': 'valid'})==explain_miss(tmp_path, {k:v for k,v in PARTS.items() if k!='set'})==[]
 
 def test_the_most_similar_store_is_the_one_compared(tmp_path):
-    for body,order in [('a',None),('b','p'),('c','q')]: write(tmp_path, parts={**PARTS, 'body': {'0.weight': body}, 'order': order, 'dtype': f'{body}16'})
-    write(tmp_path, parts={**PARTS, 'set': 'valid', 'body': {'0.weight': 'b'}, 'order': 'r', 'dtype': 'b16'})
-    assert explain_miss(tmp_path, {**PARTS, 'body': {'0.weight': 'b'}, 'order': 'r', 'dtype': 'b16'})==['order p became r']
-    assert explain_miss(tmp_path, {**PARTS, 'body': {'0.weight': 'c'}, 'order': 'p', 'dtype': 'c16'})==['order q became p']
-    write(tmp_path, parts={**PARTS, 'body': {'0.weight': 'd'}, 'order': 'q', 'dtype': 'c16'}, blocks=[0])
-    assert explain_miss(tmp_path, {**PARTS, 'body': {'0.weight': 'd'}, 'order': 'q', 'dtype': 'e'})==['dtype c16 became e']
+    def parts(body, seed, dtype): return {**PARTS, 'body': {'0.weight': body}, 'seed': seed, 'dtype': dtype}
+    for i,o in enumerate('abc'): write(tmp_path, parts=parts(o, i, f'{o}16'))
+    write(tmp_path, parts={**parts('b', 9, 'b16'), 'set': 'valid'})
+    assert explain_miss(tmp_path, parts('b', 9, 'b16'))==['seed 1 became 9'] and explain_miss(tmp_path, parts('c', 1, 'c16'))==['seed 2 became 1']
+    assert explain_miss(tmp_path, parts('a', 0, 'b16'))==['dtype a16 became b16']
+    write(tmp_path, parts=parts('d', 2, 'c16'), blocks=[0])
+    assert explain_miss(tmp_path, parts('d', 2, 'e'))==['dtype c16 became e']
 
 @pytest.mark.parametrize('text', ['', '{"parts": {', '{"name": "web app"}', '[]', '{"parts": []}', '\x00', '3', 'null',
-    pytest.param('['*10**5)], ids=lambda o: o[:20])
+    '['*10**5], ids=lambda o: o[:20])
 @pytest.mark.parametrize('name', ['a', KEY[::-1]])
 def test_a_damaged_neighbour_is_ignored(tmp_path, text, name):
     write(tmp_path)
@@ -796,7 +809,7 @@ def rewrite(f): f.write_text('other')
     (lambda fs: [past(fs[0], rewrite)] and fs, ['1 item was changed']), (lambda fs: [past(o, rewrite) for o in fs] and fs, ['4 items were changed']),
     (lambda fs: [fs[0].rename(fs[0].with_name('new')), *fs[1:]], ['1 item was added','1 item was removed']),
     (lambda fs: [*fs, Path(shutil.copy(fs[0], fs[0].with_name('new')))], ['1 item was added']),
-    pytest.param(lambda fs: [*fs, fs[0]], ['1 item was added'])],
+    (lambda fs: [*fs, fs[0]], ['1 item was added'])],
     ids=['one removed','removed','reversed','order','one changed','changed','renamed','added','twice'])
 def test_explain_items(tmp_path, files, change, says):
     items,h = hashed(files, tmp_path/'s')
@@ -804,9 +817,9 @@ def test_explain_items(tmp_path, files, change, says):
     root,files = folder_of(files),change(files)
     new,h = hashed(files, tmp_path/'s', root)
     parts = {**PARTS, 'items': {'n': len(files), 'hash': h}}
-    assert explain_miss(tmp_path/'s', parts, new)==says and explain_miss(tmp_path/'s', parts)==['items differ']
+    assert explain_miss(tmp_path/'s', parts, new)==says and explain_miss(tmp_path/'s', parts)==['the items differ']
     (tmp_path/'s'/stores_in(tmp_path/'s')[0]/'items.npy').unlink()
-    assert explain_miss(tmp_path/'s', parts, new)==['items differ']
+    assert explain_miss(tmp_path/'s', parts, new)==['the items differ']
 
 # Keeping house
 
@@ -902,6 +915,17 @@ def test_prune_leaves_a_store_that_is_written(tmp_path):
         fill(w, blocks=[1,2])
         assert w.close().verify()==[]
     assert len(prune(tmp_path, max_bytes=0))==1
+
+@bug(raises=FileNotFoundError, reason='the second of two finds a store gone that it has listed')
+def test_two_processes_prune_at_once(tmp_path, monkeypatch):
+    stores = aged(tmp_path, a=3, b=1)
+    class Late(activations.FileLock):
+        def acquire(self, *args, **kw):
+            "Get the lock once another process has deleted the oldest store"
+            shutil.rmtree(stores['a'], ignore_errors=True)
+            return super().acquire(*args, **kw)
+    monkeypatch.setattr(activations, 'FileLock', Late)
+    assert names(prune(tmp_path, max_bytes=0)) in (['b'], ['b','a']) and stores_in(tmp_path)==[]
 
 def test_prune_leaves_what_is_no_store(tmp_path):
     for name,text in dict(app='{"name": "web app"}', odd='[]', cut='{"parts": {').items():

@@ -8,6 +8,7 @@ from fastai_clr.activations import ActivationStore, list_stores, prune
 import worker_store as work
 from worker_store import BLOCK, KEY, N, PARTS, SMALL
 
+bug = partial(pytest.mark.xfail, strict=True)
 stress = pytest.mark.skipif(not os.environ.get('STRESS'), reason='takes minutes: set STRESS=1')
 FILES = ['blocks.npy','i.npy','items.npy','manifest.json','x.npy','y.npy']
 TOTAL = -(-N//BLOCK)
@@ -15,6 +16,13 @@ TOTAL = -(-N//BLOCK)
 # Processes are forked from one that has imported torch, and nothing else has happened in
 ctx = multiprocessing.get_context('forkserver')
 ctx.set_forkserver_preload(['fastai_clr.activations'])
+
+@pytest.fixture(autouse=True, scope='module')
+def no_sync():
+    "This process doesn't wait for the disk; those that are killed do"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(np.memmap, 'flush', lambda o: None)
+        yield
 
 class Child:
     "A process that runs `f`; what it tells comes by a pipe"
@@ -235,8 +243,8 @@ def test_another_array(root, whole_small, name, change):
 
 @pytest.mark.parametrize('name', [*SMALL, 'blocks'])
 @pytest.mark.parametrize('text', [b'', b'text', b'\x93NUMPY', bytes(400), b'\x93NUMPY\x01\x00\x76\x00'+b'{}'.ljust(117)+b'\n',
-    pytest.param(b'PK\x03\x04'+bytes(99)),
-    pytest.param(b'\x93NUMPY\x01\x00\x76\x00'+b'('*117+b'\n')], ids=lambda o: o[:6].hex())
+    b'PK\x03\x04'+bytes(99),
+    b'\x93NUMPY\x01\x00\x76\x00'+b'('*117+b'\n'], ids=lambda o: o[:6].hex())
 def test_no_array(root, whole_small, name, text):
     (root/KEY/f'{name}.npy').write_bytes(text)
     assert not ActivationStore.find(root, PARTS).is_whole
@@ -292,6 +300,14 @@ def test_a_flipped_bit_of_a_header(root, whole_small, name):
         assert file.read_bytes()[head:]==good[head:], f'bit {at}'
         file.write_bytes(good)
 
+@bug(reason='only a header that says something else counts as damaged')
+@pytest.mark.parametrize('name', [*SMALL, 'blocks'])
+@pytest.mark.parametrize('at,bit', [*((6,o) for o in range(8)), *((7,o) for o in range(8)), (8,1), (8,2)])
+def test_a_flipped_bit_before_a_header(root, whole_small, name, at, bit):
+    "Of its version, and of its length"
+    flip(root/KEY/f'{name}.npy', at, bit)
+    mend(root, whole_small, list(range(5)))
+
 class Touch:
     def __init__(self, file): self.file = file
     def __reduce__(self): return open,(self.file, 'w')
@@ -317,7 +333,7 @@ def test_a_manifest_cut_short(root, whole_small):
         assert mend(root, whole_small, list(range(5)))[0].endswith(': starting anew')
 
 @pytest.mark.parametrize('text', ['[]', 'null', '3', '"text"', '{}', '{"format": 2}', '\x00',
-    pytest.param('['*10**5)], ids=lambda o: o[:9])
+    '['*10**5], ids=lambda o: o[:9])
 def test_another_manifest(root, whole_small, text):
     (root/KEY/'manifest.json').write_text(text)
     assert mend(root, whole_small, list(range(5)))[0].endswith(': starting anew')
@@ -549,11 +565,31 @@ def test_an_array_cut_short_on_a_full_disk(full):
     kind,said = tried(full, work.write_wide)
     assert kind=='error' and 'No space left' in said
 
+@bug(raises=AssertionError, reason='it is long enough again, with holes that cannot be read: the process ends by SIGBUS')
+def test_damage_stays_in_sight_when_it_cannot_be_mended(full):
+    tried(full, work.write_wide)
+    os.truncate(full/KEY/'x.npy', 100000)
+    work.leave(full, 50000)
+    assert tried(full, work.write_wide)[0]=='error'
+    assert tried(full, work.state)==('got', ([0,1,2,3,4,5], ['x.npy']))
+    work.make_room(full)
+    assert tried(full, work.write_wide)==('got', [1,2,3,4,5]) and intact(full)==[0,1,2,3,4,5]
+
 @pytest.mark.parametrize('f', [work.write_wide, work.full_while_making_room])
 def test_a_full_disk_is_said_to_be_which(full, f):
     if f is work.write_wide: work.leave(full, 0)
     kind,said = tried(full, f)
     assert kind=='error' and str(full) in said and 'pass another `path`' in said
+
+@bug(raises=AssertionError, reason='numpy gives no number for this error')
+def test_a_full_disk_is_said_to_be_which_of_the_map(full):
+    kind,said = tried(full, work.write_wide, n=10**6)
+    assert kind=='error' and str(full) in said and 'pass another `path`' in said
+
+@bug(raises=AssertionError, reason='a note that could not be written stays, as if its process had been killed')
+def test_no_note_is_left_on_a_full_disk(full):
+    work.leave(full, 0)
+    assert tried(full, work.write_wide)[0]=='error' and kept(full)==[f'.{KEY}.lock']
 
 def test_nothing_is_left_of_a_map_that_does_not_fit(full):
     tried(full, work.write_wide, n=10**6)

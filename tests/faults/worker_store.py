@@ -97,7 +97,7 @@ def write_wide(root, blocks=None, before=lambda w: None, n=60):
 def state(root):
     "Numbers of the blocks that are done, and all that is wrong with them"
     store = ActivationStore.find(root, PARTS)
-    return ([],[]) if store is None else (np.flatnonzero(store.blocks['done']).tolist(), store.damage or store.verify())
+    return ([],[]) if store is None else (np.flatnonzero(store.blocks['done']).tolist(), [o.partition(':')[0] for o in store.damage] or store.verify())
 
 def full_while_writing(root): return write_wide(root, before=lambda w: leave(root, 0))
 
