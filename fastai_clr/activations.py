@@ -11,7 +11,7 @@ __all__ = ['FORMAT', 'MANIFEST', 'BLOCKS', 'ITEMS', 'hash_bytes', 'hash_array', 
            'prune']
 
 # %% ../nbs/07_activations.ipynb #d4fcf972
-import enum, errno, hashlib, json, os, platform, re, shutil, socket, stat, time, types
+import enum, errno, hashlib, io, json, os, platform, re, shutil, socket, stat, time, types
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -117,6 +117,9 @@ def stat_items(
     for k,v in zip(('size','mtime','ctime'), np.array(stats, dtype='i8').reshape(-1, 3).T): res[k] = v
     return res
 
+def _hash_records(items): return hash_bytes(*[np.ascontiguousarray(items[k]).tobytes() for k in ('name','size','hash')])
+
+# %% ../nbs/07_activations.ipynb #e0684b9f
 def _known(items, seen):
     "Fill in the hash of each of `items` that `seen` has with the same name, size and times"
     if not len(seen): return
@@ -134,10 +137,13 @@ def hash_items(
 )->str: # 32 hex digits
     "Hash of the content of all `items`, in order"
     if not verify:
-        for f in Path(root).glob(f'[!.]*/{ITEMS}'): _known(items, _read_items(f))
+        for f in Path(root).glob(f'[!.]*/{ITEMS}'):
+            seen,parts = _read_items(f),_parts_of(f.with_name(MANIFEST)) or {}
+            want = parts['items'].get('hash') if isinstance(parts.get('items'), dict) else None
+            if want in (None,_hash_records(seen) if len(seen) else ''): _known(items, seen)
     todo = np.flatnonzero(items['hash']==b'')
     for i in bar(todo): items['hash'][i] = hash_file(files[i]).encode()
-    return hash_bytes(*[np.ascontiguousarray(items[k]).tobytes() for k in ('name','size','hash')])
+    return _hash_records(items)
 
 # %% ../nbs/07_activations.ipynb #098b3c18
 FORMAT = 2
@@ -299,8 +305,9 @@ def _locked(root, key, say):
         if note.exists():
             who = _holder(note)
             say(f'{who[0].upper()}{who[1:]} ended before it was done: going on from where it stopped')
-        note.write_text(json.dumps(dict(pid=os.getpid(), host=socket.gethostname(), since=_now())), encoding='utf-8')
-        try: yield
+        try:
+            note.write_text(json.dumps(dict(pid=os.getpid(), host=socket.gethostname(), since=_now())), encoding='utf-8')
+            yield
         finally: note.unlink(missing_ok=True)
     finally: lock.release()
 
@@ -381,38 +388,44 @@ def _create(self:StoreWriter):
     self.store = ActivationStore(self.folder)
 
 # %% ../nbs/07_activations.ipynb #bc245204
-@contextmanager
-def _reserved(file):
-    "Let the block change a file's size, then take the room for all of it"
+def _reserve(file, size):
+    "Make a file just so long, with room for all of it: else a disk that fills up would end the process when a page is written"
     with open(file, 'r+b') as f:
-        yield f
-        size = os.fstat(f.fileno()).st_size
-        if hasattr(os, 'posix_fallocate') and size: os.posix_fallocate(f.fileno(), 0, size)   # else a disk that fills up would end the process when a page is written
+        if os.fstat(f.fileno()).st_size>size or not hasattr(os, 'posix_fallocate'): f.truncate(size)
+        if hasattr(os, 'posix_fallocate') and size: os.posix_fallocate(f.fileno(), 0, size)   # grows it, or leaves it as it was
+
+def _header(shape, dtype):
+    "The bytes that the file of an array begins with"
+    f = io.BytesIO()
+    np.lib.format.write_array_header_1_0(f, dict(descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=shape))
+    return f.getvalue()
 
 @patch
 def _array(self:StoreWriter, name, shape, dtype):
     "An array that can be written: what its file holds, as far as that is fit for use"
-    file,head = self.folder/name,np.lib.format
+    file,head = self.folder/name,_header(shape, dtype)
     if file.is_dir(): shutil.rmtree(file)
     try:
-        with open(file, 'rb') as f: known,start = head.read_magic(f) and head.read_array_header_1_0(f),f.tell()
-    except Exception: known = None   # whatever is wrong with it
-    if known==(shape,False,dtype):
-        with _reserved(file) as f: f.truncate(start + int(np.prod(shape))*dtype.itemsize)
+        with open(file, 'rb') as f: known = f.read(len(head))
+    except FileNotFoundError: known = None
+    if known==head: _reserve(file, len(head) + int(np.prod(shape))*dtype.itemsize)
     else: _replace(file, partial(self._allocate, shape=shape, dtype=dtype))
     return _load(file, 'r+')
 
+
+
+# %% ../nbs/07_activations.ipynb #2445d8df
 @patch
 def _allocate(self:StoreWriter, file, shape, dtype):
     np.lib.format.open_memmap(file, mode='w+', dtype=dtype, shape=shape).flush()
-    with _reserved(file): pass
+    _reserve(file, file.stat().st_size)
 
 # %% ../nbs/07_activations.ipynb #4ef79bf6
 @contextmanager
 def _said_where(root):
     try: yield
     except OSError as e:
-        if e.errno!=errno.ENOSPC: raise
+        if e.errno not in (errno.ENOSPC,errno.EDQUOT) and not any(o in str(e) for o in ('requested and','Not enough free space')): raise   # numpy's words
         raise OSError(errno.ENOSPC, f"No space left on the disk of {root}: make room, or pass another `path`") from e
 
 @patch
@@ -498,7 +511,7 @@ def _some(names, what): return f"{', '.join(names[:3])}{' …' if len(names)>3 e
 # %% ../nbs/07_activations.ipynb #1fbf2dcf
 def _name(o):
     if not isinstance(o, dict) or not o: return str(o)
-    return str(o['function'] if 'function' in o else next(iter(o))).rpartition('.')[2]
+    return str(o.get('function') or o.get('method') or next(iter(o))).rpartition('.')[2]
 
 def _value(v):
     if isinstance(v, dict) and 'hash' in v: return 'an array'
@@ -624,6 +637,7 @@ def _delete(folder):
     try: lock.acquire(timeout=0)
     except Timeout: return False
     try:
+        if not folder.exists(): return False   # another process did it
         shutil.rmtree(folder)
         folder.with_name(f'.{folder.name}.holder').unlink(missing_ok=True)
     finally: lock.release()

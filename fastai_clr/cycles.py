@@ -57,10 +57,10 @@ def _check_bounds(sched, n_cycles):
         raise ValueError(f"`lr_max` of {sched.lr_max} with `cycle_decay` of {decay} is more than float32 holds by cycle {n_cycles-1}")
     if (lo>=last).any(): raise ValueError(f"`cycle_decay` of {sched.cycle_decay} takes the peak of cycle {n_cycles-1} to {last}, not above `lr_min` of {sched.lr_min}")
 
-def _check_lr(sched, n_iter, starts, end):
-    "Refuse what the lr can't be, in a fit of `end` batches with cycles from `starts`"
+def _check_lr(sched, n_iter, n_cycles, end):
+    "Refuse what the lr can't be, in a fit of `end` batches and `n_cycles` cycles"
     parts = sched.scheds if isinstance(sched, Chain) else (sched,)
-    left = len(starts)-sum(o.n_cycles for o in parts[:-1] if not isinstance(o, Linear))
+    left = n_cycles-sum(o.n_cycles for o in parts[:-1] if not isinstance(o, Linear))
     for o in parts: _check_bounds(o, o.n_cycles or max(1, left))
     if not any(getattr(o, 'scale_fn', None) for o in parts): return
     low = np.argwhere(sched.values(n_iter, end)<0)
@@ -85,8 +85,9 @@ def check_scheds(
             raise ValueError(f"`{k}` is not a hyper-parameter that this optimizer uses: it uses {', '.join(used)}")
         n,groups = s._n_groups or 1,len(opt.hypers)
         if n not in (1,groups): raise ValueError(f"the schedule of `{k}` has values for {n} parameter groups, the optimizer has {groups}")
-        *starts,end = s.bounds(n_iter, None if s.n_epochs is not None else n_epoch*n_iter)
-        if k=='lr': _check_lr(s, n_iter, starts, end)
+        end = s.n_batches(n_iter) or n_epoch*n_iter
+        s.bounds(n_iter, None if s.n_epochs is not None and end<=100_000*n_iter else min(end, 100_000*n_iter))   # no cycle without a batch
+        if k=='lr': _check_lr(s, n_iter, s.cycle_at(end-1, n_iter)[0]+1, end)
         if s.n_epochs is not None and (math.ceil(end/n_iter)!=n_epoch or end<total):
             raise ValueError(f"the schedule of `{k}` lasts {s.n_epochs:g} epochs, the fit {n_epoch}: they must be equal")
 
@@ -103,7 +104,7 @@ def batches_per_epoch(
     except TypeError as e: raise TypeError(f"schedules count batches, and the training DataLoader has no length ({e}): give it `n`, its number of items") from e
     if n>0 and n_proc==1: return n
     bs,items = getattr(dl, 'bs', getattr(dl, 'batch_size', None)),getattr(dl, 'n', None) or len(dl.dataset)
-    if bs: n = math.ceil(items/n_proc)//bs if dl.drop_last else math.ceil(math.ceil(items/n_proc)/bs)
+    if n_proc>1 and bs: n = math.ceil(items/n_proc)//bs if dl.drop_last else math.ceil(math.ceil(items/n_proc)/bs)
     if n>0: return n
     few = f"{items} items{'' if n_proc==1 else f' for {n_proc} processes'} at `bs` of {bs}, incomplete batches dropped: lower `bs`" if items else 'it has no items'
     raise ValueError(f"the training DataLoader has no batch: {few}")

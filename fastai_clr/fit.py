@@ -83,7 +83,7 @@ def _fit_cycles(learn, kind, n_cycles, lr_max, moms, kwargs, max_epochs, patienc
     n = _n_cycles(kind(n_cycles, **{k:v for k,v in kwargs.items() if k!='lr_min'}), patience, max_epochs)
     def hypers(n_iter):
         res = cycle_hypers(learn, kind, lr_max, moms, n_cycles=n, **kwargs)
-        return math.ceil(res['lr'].bounds(n_iter)[-1]/n_iter),res
+        return max(1, math.ceil(res['lr'].n_batches(n_iter)/n_iter)),res
     _fit(learn, None, hypers, patience=patience, **fit_kwargs)
 
 # %% ../nbs/05_fit.ipynb #50ee6979

@@ -180,6 +180,7 @@ def bounds(self:Schedule,
     if n_batches is not None:
         most = end or 2**53
         end = int(_number('n_batches', n_batches, lambda o: 1<=o<=most and o==int(o), f"a number of batches from 1 to {end or '2**53'}"))
+    if self._locate(end-1, n_iter)[0]>10**7: raise ValueError(f"{self} has more than ten million cycles: lower `n_cycles`, or make them longer")
     return self._starts(n_iter, end) + [end]
 
 # %% ../nbs/01_schedules.ipynb #34aeb3be

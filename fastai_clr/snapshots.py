@@ -133,7 +133,7 @@ class StopOnOverfit(Callback):
         "ValueError if the recorder won't have `monitor`, or not at each end of a cycle of `sched`"
         names = _recorded(learn)
         if self.monitor not in names: raise ValueError(f"`monitor` must be one of {', '.join(names)}, got {self.monitor!r}")
-        ends = sched.bounds(n_iter, n_epoch*n_iter if sched.n_epochs is None else None)
+        ends = sched.bounds(n_iter, n_epoch*n_iter if sched.n_epochs is None else min(sched.n_batches(n_iter), 100_000*n_iter))
         if any(o%n_iter for o in ends): raise ValueError(f"`patience` needs cycles that end with an epoch, where {self.monitor} is measured; {sched} has others")
 
     def after_cycle(self):

@@ -289,7 +289,6 @@ def in_time(seconds):
 def test_max_epochs_without_end(mult):
     with in_time(1), pytest.raises(ValueError, match='`max_epochs`'): learner(3).fit_sgdr(None, cycle_mult=mult, patience=1, max_epochs=float('inf'))
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason='all cycles that there could be are listed before the first')
 def test_max_epochs_that_is_no_limit():
     with in_time(2): learner(2).fit_sgdr(None, lr_max=100., cycle_mult=1, patience=1, max_epochs=10**8)
 

@@ -22,7 +22,7 @@ from fastai.metrics import accuracy
 from fastai.optimizer import Adam, OptimWrapper
 from fastai.torch_core import TensorImage, get_random_states, params, set_seed
 from fastai.vision.augment import AffineCoordTfm, FlipItem, RandomResizedCrop, Resize, aug_transforms
-from fastai.vision.core import imagenet_stats
+from fastai.vision.core import PILImageBW, PILMask, imagenet_stats
 from fastai.vision.data import ImageBlock, MaskBlock
 from fastai.vision.learner import unet_learner
 from fasttransform import DisplayedTransform, ItemTransform, Pipeline
@@ -339,6 +339,16 @@ def test_pictures_that_are_no_files_are_hashed_without_warnings(few, tmp_path):
             learn.precompute()
     finally: torch.set_warn_always(was)
 
+class Numbers(nn.Module):
+    def forward(self, x): return x.flatten(1).float()
+
+def test_the_type_of_what_items_lead_to_counts(few, tmp_path):
+    "The same pixels are divided by 255 as a picture, and not as a mask"
+    def features(cls):
+        dls = plain_dls(few, blocks=(ImageBlock(cls),CategoryBlock), get_items=rows, get_x=first, get_y=second, splitter=IndexSplitter(range(12)))
+        return tiny(dls, tmp_path/'run', Numbers(), nn.Linear(1024, 10)).precompute(dtype='float32', check=False).stores['train'].arrays['x']
+    assert not np.array_equal(features(PILImageBW), features(PILMask))
+
 def elsewhere(f): return f.parents[2]/'other pictures'/f.name
 
 def test_items_that_are_files_but_lead_to_others(few, tmp_path):
@@ -611,11 +621,34 @@ def test_other_data_sets(tmp_path, ds, lasts):
     agree(head, learn, 1e-5)
 
 class Scaled(nn.Module):
-    "A body with a number that is no weight, and that `repr` doesn't show"
+    "A body with something that is no weight, and that `repr` doesn't show"
     def __init__(self, by):
         super().__init__()
         self.conv,self.by = nn.Conv2d(3,4,3),by
-    def forward(self, x): return self.conv(x)*self.by
+    def forward(self, x):
+        x = self.conv(x)
+        return self.by(x) if callable(self.by) else x*(self.by[0] if isinstance(self.by, (list,tuple)) else self.by)
+
+def double(x): return x*2
+def triple(x): return x*3
+
+class Attends(nn.Module):
+    "With one of torch's own modules, whose weights are the same for any number of heads"
+    def __init__(self, heads):
+        super().__init__()
+        self.attend = nn.TransformerEncoderLayer(8, heads, 8, batch_first=True)
+    def forward(self, x): return self.attend(x.mean(1)).unsqueeze(1).repeat(1, 4, 1, 1)
+
+class OwnLoader(DataLoader):
+    "One that multiplies its items"
+    by = 1
+    def new(self, *args, **kw):
+        res = super().new(*args, **kw)
+        res.by = self.by
+        return res
+    def create_item(self, i):
+        x,y = super().create_item(i)
+        return x*self.by,y
 
 def changed_tensor(by, path):
     ds = tensors()
@@ -631,13 +664,25 @@ def own_item(by, path):
     ds = tensors()
     return tiny(loaders(ds, create_item=lambda i: (ds[i][0]*by, ds[i][1])), path)
 
-def own_body(by, path): return tiny(loaders(), path, Scaled(by))
+def own_loader(by, path):
+    dls = DataLoaders(*[OwnLoader(tensors(), 4) for _ in range(2)])
+    for o in dls: o.by = by
+    return tiny(dls, path)
 
-@pytest.mark.parametrize('make', [changed_tensor, own_data, own_item, own_body])
+def own_body(by, path): return tiny(loaders(), path, Scaled(by))
+def body_list(by, path): return own_body([by], path)
+def body_tensor(by, path): return own_body(torch.tensor(by), path)
+def body_function(by, path): return own_body((double,triple)[by-1], path)
+
+def heads(by, path):
+    torch.manual_seed(0)
+    return tiny(loaders(), path, Attends(2*by))
+
+@pytest.mark.parametrize('make', [changed_tensor, own_data, own_item, own_loader, own_body, body_list, body_tensor, body_function, heads])
 def test_other_activations_are_never_taken_for_these(tmp_path, make):
     "Also unprobed"
-    heads = [make(o, tmp_path).precompute(dtype='float32', check=False) for o in (1,2)]
-    assert not np.array_equal(*[o.stores['train'].arrays['x'] for o in heads])
+    a,b = (make(o, tmp_path).precompute(dtype='float32', check=False).stores['train'].arrays['x'] for o in (1,2))
+    assert not np.array_equal(a, b)
 
 def test_a_number_of_the_body_that_changes_is_noticed(tmp_path):
     learn = own_body(1, tmp_path)
@@ -655,11 +700,34 @@ class Remembers(nn.Module):
         if self.kept is None: self.kept = torch.linspace(0, 1, o.shape[-1])
         return o*self.kept
 
-def test_the_whole_model_trains_on(tmp_path):
-    learn = tiny(loaders(), tmp_path, Remembers())
+class RemembersEach(Remembers):
+    "For each size of a batch"
+    def forward(self, x):
+        self.kept = self.kept or {}
+        if len(x) not in self.kept: self.kept[len(x)] = torch.linspace(0, 1, 6)
+        return self.conv(x)*self.kept[len(x)]
+
+@pytest.mark.parametrize('body', [Remembers, RemembersEach])
+def test_the_whole_model_trains_on(tmp_path, body):
+    learn = tiny(loaders(tensors(40), bs=20), tmp_path, body())
     learn.precompute()
     with learn.no_logging(): learn.fit(1)
     assert learn.recorder.values
+
+def local_body():
+    class Local(nn.Sequential):
+        def __init__(self): super().__init__(nn.Conv2d(3,4,3), nn.ReLU())
+    return Local()
+
+@pytest.mark.parametrize('make', [local_body, lambda: Scaled((2,torch.relu)), lambda: Scaled(lambda x: x*2)], ids=['local','tuple','lambda'])
+def test_any_body_will_do(tmp_path, make):
+    "If it can't be told from others, its activations are for once"
+    learn = tiny(loaders(), tmp_path, make())
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='these activations')
+        head = learn.precompute(dtype='float32')
+    with head.no_logging(): head.fit(1)
+    agree(head, learn)
 
 def test_dataloaders_of_torch_are_refused(tmp_path):
     learn = tiny(DataLoaders(tud.DataLoader(tensors(), 4), tud.DataLoader(tensors(), 4)), tmp_path)
@@ -766,9 +834,9 @@ def test_a_file_that_is_gone(learn):
     with pytest.raises(FileNotFoundError, match=re.escape(str(f))): learn.precompute()
     assert stores(learn)==[]
 
-def change_later(learn, k, at):
-    "A hook that gives the last picture of a set the content of its first at the call of that number; what undoes it, and the hook"
-    f,g = (learn.dls[k].items[o] for o in (-1,0))
+def change_later(learn, k, at, i=-1):
+    "A picture of a set, its content, and a hook that gives it that of the first at the call of that number"
+    f,g = (learn.dls[k].items[o] for o in (i,0))
     was,n = f.read_bytes(),calls(learn.model[0])
     def change(*a):
         if len(n)==at: f.write_bytes(g.read_bytes())
@@ -781,6 +849,17 @@ def test_pictures_that_change_while_they_are_read(few, tmp_path, k, at):
     f,was,hook = change_later(learn, k, at)
     with pytest.raises(RuntimeError, match=f'1 files? changed while .* read, such as {f.parent.name}/{f.name}: call `learn.precompute'): learn.precompute()
     hook.remove()
+    f.write_bytes(was)
+    same_arrays(arrays(learn.precompute()), arrays(learn.precompute(tmp_path/'other')), rtol=1e-3, atol=1e-4)
+
+def test_pictures_that_change_in_a_run_that_is_interrupted(few, tmp_path):
+    "And are as before when it goes on"
+    learn = small(plain_dls(few, bs=8), tmp_path/'run')
+    f,was,hook = change_later(learn, 0, 2+1, 20)
+    n = calls(learn.model[0])
+    stop = learn.model[0].register_forward_hook(interrupt(n, 2+5))
+    with pytest.raises(KeyboardInterrupt): learn.precompute()
+    for o in (hook,stop): o.remove()
     f.write_bytes(was)
     same_arrays(arrays(learn.precompute()), arrays(learn.precompute(tmp_path/'other')), rtol=1e-3, atol=1e-4)
 
@@ -851,6 +930,12 @@ def test_views_differ(whole, viewed):
     differ = [[(a!=b).any(1).mean()>.95 for b in xs] for a in xs]
     assert np.array_equal(differ, ~np.eye(5, dtype=bool))
     assert all(np.array_equal(o.arrays[k], head.stores['train'].arrays[k]) for o in head.views for k in 'yi')
+
+def test_a_picture_that_comes_again_looks_different(few, tmp_path):
+    "Within a batch, and at the same place of another one"
+    for f in png_files(few)[1:]: f.write_bytes(png_files(few)[0].read_bytes())
+    head = seen(few, tmp_path/'run').precompute(n_views=1)
+    assert [len(np.unique(o.arrays['x'], axis=0)) for o in (head.stores['train'], head.views[0])]==[1,48]
 
 def test_views_are_found_again(whole):
     path,head,_ = whole

@@ -83,6 +83,16 @@ def test_networks(many, tmp_path, make):
     agree(learn.precompute(dtype='float32'), learn, ds_idx=0)
     assert all(torch.equal(v, was[k]) for k,v in features.state_dict().items())
 
+@pytest.mark.parametrize('a,b', [(dict(), dict(num_heads=6)), (dict(), dict(global_pool='max')), (dict(), dict(global_pool='token')), (dict(), dict(img_size=48))],
+    ids=['heads','pool','token','size'])
+def test_networks_of_the_same_weights_are_told_apart(many, tmp_path, a, b):
+    "Also where `repr` doesn't show what differs; unprobed"
+    def features(kw):
+        set_seed(0)
+        learn = quiet(vit(**{'global_pool': 'avg', **kw})(plain_dls(many, bs=16, size=kw.get('img_size', 32)), tmp_path))
+        return learn.precompute(dtype='float32', check=False).stores['train'].arrays['x']
+    assert not np.array_equal(features(a), features(b))
+
 def as_fastai(dl):
     "The order that fastai's shuffle gives; its loop also draws a seed for workers"
     torch.empty((), dtype=torch.int64).random_()
@@ -250,6 +260,15 @@ def test_texts_as_fastai_makes_them(tmp_path):
     def dls(): return TextDataLoaders.from_df(corpus(), path=tmp_path, text_col='text', label_col='label', valid_col='is_valid', bs=64, seq_len=20,
         num_workers=0, device='cpu')
     for _ in range(2): agree((learn := text_learner(dls(), tmp_path)).precompute(dtype='float32'), learn)
+    assert len(text_stores(tmp_path))==2
+
+def test_texts_of_a_folder(tmp_path):
+    for i,(k,o) in enumerate(zip(corpus()['label'], corpus()['text'])):
+        (f := tmp_path/f"texts/{('train','valid')[i%5==0]}/{k}/{i}.txt").parent.mkdir(parents=True, exist_ok=True)
+        f.write_text(o)
+    for _ in range(2):
+        learn = text_learner(TextDataLoaders.from_folder(tmp_path/'texts', bs=8, seq_len=20, num_workers=0, device='cpu', n_workers=1), tmp_path)
+        agree(learn.precompute(dtype='float32'), learn)
     assert len(text_stores(tmp_path))==2
 
 # Tables of pictures, and weights

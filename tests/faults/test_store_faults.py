@@ -1,6 +1,5 @@
 "A store whose process is killed, whose files are damaged, whose disk is full, and that others want too: it ends as if nothing was, or says what is wrong"
 import json, multiprocessing, os, random, shutil, signal, socket
-from functools import partial
 from pathlib import Path
 import numpy as np, pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
@@ -8,7 +7,6 @@ from fastai_clr.activations import ActivationStore, list_stores, prune
 import worker_store as work
 from worker_store import BLOCK, KEY, N, PARTS, SMALL
 
-bug = partial(pytest.mark.xfail, strict=True)
 stress = pytest.mark.skipif(not os.environ.get('STRESS'), reason='takes minutes: set STRESS=1')
 FILES = ['blocks.npy','i.npy','items.npy','manifest.json','x.npy','y.npy']
 TOTAL = -(-N//BLOCK)
@@ -300,7 +298,6 @@ def test_a_flipped_bit_of_a_header(root, whole_small, name):
         assert file.read_bytes()[head:]==good[head:], f'bit {at}'
         file.write_bytes(good)
 
-@bug(reason='only a header that says something else counts as damaged')
 @pytest.mark.parametrize('name', [*SMALL, 'blocks'])
 @pytest.mark.parametrize('at,bit', [*((6,o) for o in range(8)), *((7,o) for o in range(8)), (8,1), (8,2)])
 def test_a_flipped_bit_before_a_header(root, whole_small, name, at, bit):
@@ -565,7 +562,6 @@ def test_an_array_cut_short_on_a_full_disk(full):
     kind,said = tried(full, work.write_wide)
     assert kind=='error' and 'No space left' in said
 
-@bug(raises=AssertionError, reason='it is long enough again, with holes that cannot be read: the process ends by SIGBUS')
 def test_damage_stays_in_sight_when_it_cannot_be_mended(full):
     tried(full, work.write_wide)
     os.truncate(full/KEY/'x.npy', 100000)
@@ -573,7 +569,7 @@ def test_damage_stays_in_sight_when_it_cannot_be_mended(full):
     assert tried(full, work.write_wide)[0]=='error'
     assert tried(full, work.state)==('got', ([0,1,2,3,4,5], ['x.npy']))
     work.make_room(full)
-    assert tried(full, work.write_wide)==('got', [1,2,3,4,5]) and intact(full)==[0,1,2,3,4,5]
+    assert tried(full, work.write_wide)==('got', [0,1,2,3,4,5]) and intact(full)==[0,1,2,3,4,5]
 
 @pytest.mark.parametrize('f', [work.write_wide, work.full_while_making_room])
 def test_a_full_disk_is_said_to_be_which(full, f):
@@ -581,12 +577,10 @@ def test_a_full_disk_is_said_to_be_which(full, f):
     kind,said = tried(full, f)
     assert kind=='error' and str(full) in said and 'pass another `path`' in said
 
-@bug(raises=AssertionError, reason='numpy gives no number for this error')
 def test_a_full_disk_is_said_to_be_which_of_the_map(full):
     kind,said = tried(full, work.write_wide, n=10**6)
     assert kind=='error' and str(full) in said and 'pass another `path`' in said
 
-@bug(raises=AssertionError, reason='a note that could not be written stays, as if its process had been killed')
 def test_no_note_is_left_on_a_full_disk(full):
     work.leave(full, 0)
     assert tried(full, work.write_wide)[0]=='error' and kept(full)==[f'.{KEY}.lock']
