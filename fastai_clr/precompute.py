@@ -119,14 +119,26 @@ def _describe_made(o, train=True):
 # %% ../nbs/08_precompute.ipynb #e964f8fa
 _libraries = ('builtins','fastai','fasttransform','fastcore','torch','torchvision','timm','fastai_clr')
 
+def _attributes(m, own):
+    "What a module holds besides its weights and `repr`: plain values, and of one that no library made all that can be described"
+    kept = {k:v for k,v in vars(m).items() if not k.startswith('_') and k not in ('training','bs','hidden')}   # the latter two are a language model's state
+    def plain(v): return isinstance(v, (bool,int,float,str)) or isinstance(v, tuple) and all(map(plain, v))
+    return {k: describe(v) for k,v in kept.items() if (not isinstance(v, nn.Module) if own else plain(v))}
+
 def _architecture(m):
-    "Hash of the modules of `m`; those that no library made with their code and plain attributes, which `repr` may not show"
-    own = [(n,o) for n,o in m.named_modules() if type(o).__module__.split('.')[0] not in _libraries]
-    plain = [[n, {k:v for k,v in vars(o).items() if isinstance(v, (bool,int,float,str,tuple)) and not k.startswith('_') and k!='training'},
-        [_class_code(c) for c in type(o).__mro__ if c.__module__.split('.')[0] not in _libraries]] for n,o in own]
-    return hash_bytes(repr([repr(m), describe(plain)]).encode())
+    "Hash of the modules of `m` and what they are made with; of those that no library made, with their code"
+    res = []
+    for n,o in m.named_modules():
+        own = type(o).__module__.split('.')[0] not in _libraries
+        res.append([n, _attributes(o, own), [_class_code(c) for c in type(o).__mro__ if own and c.__module__.split('.')[0] not in _libraries]])
+    return hash_bytes(repr([repr(m), res]).encode())
 
+def _made_of(m):
+    "`_architecture` of `m`, or what `repr` shows of it where that can't be described"
+    try: return _architecture(m)
+    except CannotDescribe: return repr(m)
 
+# %% ../nbs/08_precompute.ipynb #3521387e
 def _class_code(c): return {k: _attr_code(v) for k,v in sorted(vars(c).items()) if not k.startswith('__') or isinstance(v, FunctionType)}
 
 def _attr_code(v):
@@ -173,10 +185,11 @@ def _pipes(dl, n_inp, train=False):
         if hasattr(f, 'fs'): pipes.append(f.fs)
         elif nm in vars(dl): pipes.append([Transform(f)])
     own = [{nm: describe(vars(dl)[nm])} for nm in ('create_item','create_batch','create_batches','retain') if nm in vars(dl)]
+    if type(dl).__module__.split('.')[0] not in _libraries: raise CannotDescribe(f"a DataLoader of a class of its own, {type(dl).__name__}, can't be told from others")
     return [o for p in pipes for o in _describe_pipe(p, train)] + own
 
 # %% ../nbs/08_precompute.ipynb #5e46f4a5
-def _hash_value(o): return hash_array(o if isinstance(o, torch.Tensor) else np.asarray(o)).encode()
+def _hash_value(o): return f'{type(o).__name__} {hash_array(o if isinstance(o, torch.Tensor) else np.asarray(o))}'.encode()
 
 def _values(tl):
     "Hash of each item of `tl` by value; where a function labels the items first, each label goes through the rest of the pipeline once"
@@ -251,11 +264,11 @@ def _eval_mode(m):
 
 def _bar(learn): return partial(progress_bar, leave=False) if hasattr(learn, 'progress') else iter
 
-def _forward(learn, m, xb, mode=torch.inference_mode):
-    "Output of `m` as the learner would compute it outside training; of several, as from text classifiers, the first"
+def _forward(learn, m, xb):
+    "Output of `m` as the learner would compute it outside training; of several, as from text classifiers, the first. Not in inference mode: what a module keeps of a pass must serve in training too"
     mixed = hasattr(learn, 'mixed_precision')
     if mixed and xb[0].device.type=='cuda': xb = [o.to(memory_format=torch.channels_last) if o.ndim==4 else o for o in xb]   # what tensor cores want
-    with mode(), torch.autocast(xb[0].device.type) if mixed else nullcontext(): out = m(*xb)
+    with torch.no_grad(), torch.autocast(xb[0].device.type) if mixed else nullcontext(): out = m(*xb)
     return out[0] if isinstance(out, tuple) else out
 
 # %% ../nbs/08_precompute.ipynb #7358f6ce
@@ -307,7 +320,7 @@ def _random_module(features, xb):
     try:
         for _ in range(2):
             seen.append({})
-            with torch.inference_mode(): features(*xb)
+            with torch.no_grad(): features(*xb)
     finally:
         for h in hooks: h.remove()
     a,b = seen
@@ -319,7 +332,7 @@ def _try_out(learn, features, dl, order, n=8):
         _,_,b = next(bs_)
         learn._split(learn._set_device(b))
         if len(learn.yb)!=1: raise TypeError(f"precompute needs one target an item, got {len(learn.yb)}")
-        out = _forward(learn, features, learn.xb, torch.no_grad)   # what a module keeps from its first pass must serve in training too
+        out = _forward(learn, features, learn.xb)
         if not isinstance(out, torch.Tensor): raise TypeError(f"precompute needs a body that returns one tensor, got {type(out).__name__}")
         start = time.perf_counter()
         again = _forward(learn, features, learn.xb)
@@ -333,8 +346,8 @@ def _not_finite(out, dtype):
     if not torch.isfinite(out).all(): return "the body gives activations that are not finite numbers"
     return f"`dtype` {dtype} can't hold these activations, the largest is {float(out.abs().max()):.3g}: pass dtype='float32'"
 
-def _extract(learn, features, dl, order, writer, dtype, view):
-    "Write the blocks that `writer` is missing; ValueError on what can't be stored"
+def _extract(learn, features, dl, order, writer, dtype, view, check):
+    "Write the blocks that `writer` is missing, once `check` has looked at their items; ValueError on what can't be stored"
     with _batches(dl, list(writer.missing), writer.block, order, view) as batches, _eval_mode(features):
         for b,idxs,batch in _bar(learn)(batches, total=len(writer.missing)) if hasattr(learn, 'progress') else batches:
             learn._split(learn._set_device(batch))
@@ -343,6 +356,7 @@ def _extract(learn, features, dl, order, writer, dtype, view):
             if not torch.isfinite(as_tensor(x, dtype)).all(): raise ValueError(_not_finite(out, dtype))
             if len(x)!=len(idxs): raise RuntimeError(f"the DataLoader gave {len(x)} items of {len(idxs)}: items that are skipped can't be stored")
             writer.new(x=(x.shape[1:],dtype), y=(y.shape[1:],str(y.dtype)), i=((),'int64'))
+            check(idxs)
             writer.put(b, x=x, y=y, i=np.array(idxs))
 
 # %% ../nbs/08_precompute.ipynb #1bcd43de
@@ -444,7 +458,7 @@ class HeadLearner(Learner):
         super().__init__(dls, head, loss_func=learn.loss_func, opt_func=learn.opt_func, lr=learn.lr, splitter=params, metrics=learn.metrics, path=learn.path,
             model_dir=Path(learn.model_dir)/'head', wd=learn.wd, wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, moms=learn.moms)
         self.whole,self.features,self.stores,self.views,self.where,self.split_by = learn,features,stores,views,where,split
-        self.probe_diff,self.made_of = None,_architecture(features)
+        self.probe_diff,self.made_of = None,_made_of(features)
 
     def __call__(self, event_name):
         if isinstance(event_name, str): self._call_one(event_name)
@@ -500,7 +514,7 @@ def _is_in_place(self:HeadLearner):
     try: parts = _split(self.whole, self.split_by)
     except (TypeError,ValueError): return False
     def leaves(m): return [o for o in m.modules() if not list(o.children())]
-    return [leaves(o) for o in parts]==[leaves(o) for o in (self.features,self.model)] and _architecture(self.features)==self.made_of
+    return [leaves(o) for o in parts]==[leaves(o) for o in (self.features,self.model)] and _made_of(self.features)==self.made_of
 
 # %% ../nbs/08_precompute.ipynb #37d9b89f
 @patch
@@ -510,7 +524,7 @@ def probe(self:HeadLearner)->float: # Largest difference between the two outputs
     with _batches(dl, [0], self.stores['valid'].block, _order(dl)) as batches, _eval_mode(self.whole.model), _eval_mode(self.model):
         _,idxs,b = next(batches)
         self.whole._split(self.whole._set_device(b))
-        full = _forward(self.whole, self.whole.model, self.whole.xb, torch.no_grad)
+        full = _forward(self.whole, self.whole.model, self.whole.xb)
         x = rows[idxs][0].to(full.device)
         self.probe_diff,self.probe_scale = float((full.float()-_forward(self.whole, self.model, (x,))).abs().max()),float(full.abs().max())
     return self.probe_diff
@@ -588,8 +602,12 @@ class _Precompute:
         n_params = sum(o.numel() for o in self.features.parameters())/1e6
         with StoreWriter(self.root, parts, len(order), self.bs, records, f'{what} of {len(order):,} items, body of {n_params:.1f} million parameters', self.say) as w:
             if len(w.missing): self._announce(what, dl, order, w)
-            _extract(self.learn, self.features, dl, order, w, self.dtype, view)
-            if records is not None: self._unchanged(records, w)
+            def check(idxs): return records is not None and self._unchanged(records[idxs])
+            _extract(self.learn, self.features, dl, order, w, self.dtype, view, check)
+            try: check(slice(None))
+            except RuntimeError:
+                w.blocks['done'] = False   # so that nothing stays of the store
+                raise
             store = w.close()
         self.say(f'Extracted {len(order):,} items in {time.time()-start:.1f} s to {store.folder}')
         return store
@@ -607,12 +625,11 @@ def _announce(self:_Precompute, what, dl, order, w):
     self.say(f'{what}: {len(order):,} items{left}, {size:,} bytes each ({size*len(order)/1e6:,.1f} MB), about {max(1, secs*n):.0f} s and the time to load them, to {self.root}')
 
 @patch
-def _unchanged(self:_Precompute, records, writer):
-    "RuntimeError if a file changed while it was read; then nothing stays of the store"
+def _unchanged(self:_Precompute, records):
+    "RuntimeError if a file changed since it was hashed"
     root = Path(getattr(self.learn.dls, 'path', '.')).absolute()
     now = stat_items([root/os.fsdecode(o) for o in records['name']], root)
     bad = [os.fsdecode(o['name']) for o,p in zip(records, now) if (o['size'],o['mtime'],o['ctime'])!=(p['size'],p['mtime'],p['ctime'])]
-    if bad: writer.blocks['done'] = False
     if bad: raise RuntimeError(f"{len(bad)} file{'s' if len(bad)>1 else ''} changed while {'they were' if len(bad)>1 else 'it was'} read, such as {bad[0]}: call `learn.precompute()` again")
 
 # %% ../nbs/08_precompute.ipynb #fd032714

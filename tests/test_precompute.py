@@ -495,7 +495,8 @@ STALE = {   # name: (change of the learner, what the error says)
     'weight': (lambda l: nudge(l.model[0][3][0].conv1.weight), r'changed since .*: the weights of layer 0\.3\.0\.conv1 differ\. Call'),
     'BatchNorm statistic': (lambda l: nudge(l.model[0][1].running_mean), r'the BatchNorm statistics of layer 0\.1 differ\. Call'),
     'integer buffer': (lambda l: l.model[0][1].num_batches_tracked.add_(1), r'the BatchNorm statistics of layer 0\.1 differ\. Call'),
-    'two layers': (lambda l: (nudge(l.model[0][0].weight), nudge(l.model[0][1].running_var)), r'the weights of layer 0\.0 differ, and those of 1 more of 12 layers'),
+    'two layers': (lambda l: (nudge(l.model[0][0].weight), nudge(l.model[0][1].running_var)),
+        r'the weights of layer 0\.0 differ, and those of 1 more of 12 layers'),
     'unfrozen and fitted': (fit_unfrozen, r'the weights of all 12 layers differ'),
     'frozen and fitted': (fit_frozen, r'the weights of layer 0\.1 differ, and those of 5 more of 12 layers'),
     'weights loaded': (load_other, r'the weights of layer 0\.0 differ, and those of \d more of 12 layers'),
@@ -522,7 +523,8 @@ def test_stale_activations_are_refused(learn, change, says):
     assert all(torch.equal(a, b) for a,b in zip(before, head.model.parameters()))
 
 @pytest.mark.parametrize('change', [lambda l: l.freeze(), lambda l: l.unfreeze(), lambda l: l.model.eval(), lambda l: l.model.train(), lambda l: l.validate(),
-    lambda l: nudge(l.model[1][4].weight), fit_frozen_in_eval_mode], ids=['freeze','unfreeze','eval','train','validate','head','frozen and fitted in eval mode'])
+    lambda l: nudge(l.model[1][4].weight), fit_frozen_in_eval_mode],
+    ids=['freeze','unfreeze','eval','train','validate','head','frozen and fitted in eval mode'])
 def test_what_leaves_the_body_alone_is_fine(learn, change):
     head = learn.precompute(dtype='float32')
     change(learn)
@@ -801,9 +803,9 @@ def test_split_of_the_users_own(tmp_path):
     learn.model[1] = nn.Sequential(*learn.model[1][:2], nn.Linear(4,2))
     with pytest.raises(StaleActivations, match=REPLACED): head.validate()
 
-BAD_ARGS = [dict(dtype='int8'), dict(dtype=None), dict(dtype=torch.float16), dict(dtype=['float16']), dict(bs=-1), dict(bs=0), dict(bs=2.5), dict(bs='a'), dict(bs=True),
-    dict(n_views=-1), dict(n_views=1.), dict(n_views=None), dict(n_views=True), dict(seed=-1), dict(seed=1.5), dict(seed=None), dict(seed=False), dict(where='cpu'),
-    dict(where=None), dict(where=['ram']), dict(path=3)]
+BAD_ARGS = [dict(dtype='int8'), dict(dtype=None), dict(dtype=torch.float16), dict(dtype=['float16']), dict(bs=-1), dict(bs=0), dict(bs=2.5), dict(bs='a'),
+    dict(bs=True), dict(n_views=-1), dict(n_views=1.), dict(n_views=None), dict(n_views=True), dict(seed=-1), dict(seed=1.5), dict(seed=None), dict(seed=False),
+    dict(where='cpu'), dict(where=None), dict(where=['ram']), dict(path=3)]
 
 @pytest.mark.parametrize('kw', BAD_ARGS, ids=str)
 def test_arguments_are_checked_at_the_call(learn, kw):
@@ -813,7 +815,8 @@ def test_arguments_are_checked_at_the_call(learn, kw):
     assert not n and not (learn.path/'activations').exists()
 
 def test_the_gpu_is_refused_where_there_is_none(learn):
-    with pytest.raises(ValueError, match=r"`where='gpu'` needs a Learner on the GPU, and this one is on cpu: pass 'auto' or 'ram'"): learn.precompute(where='gpu')
+    says = "`where='gpu'` needs a Learner on the GPU, and this one is on cpu: pass 'auto' or 'ram'"
+    with pytest.raises(ValueError, match=says): learn.precompute(where='gpu')
 
 @pytest.mark.parametrize('make', [lambda ps: OptimWrapper(opt=torch.optim.SGD(ps, .1)), lambda ps: Adam(ps, lr=.1)])
 def test_an_optimizer_already_made_is_refused(tmp_path, make):
@@ -858,7 +861,7 @@ def test_pictures_that_change_in_a_run_that_is_interrupted(few, tmp_path):
     f,was,hook = change_later(learn, 0, 2+1, 20)
     n = calls(learn.model[0])
     stop = learn.model[0].register_forward_hook(interrupt(n, 2+5))
-    with pytest.raises(KeyboardInterrupt): learn.precompute()
+    with pytest.raises((KeyboardInterrupt,RuntimeError)): learn.precompute()
     for o in (hook,stop): o.remove()
     f.write_bytes(was)
     same_arrays(arrays(learn.precompute()), arrays(learn.precompute(tmp_path/'other')), rtol=1e-3, atol=1e-4)
@@ -901,7 +904,8 @@ def test_the_probe_finds_a_wrong_store(learn, scale):
 def test_a_disk_too_small_is_said_before_the_work(learn, monkeypatch, where):
     monkeypatch.setattr(shutil, 'disk_usage', lambda o: SimpleNamespace(free=40*64*2))
     n = calls(learn.model[0])
-    with pytest.raises(OSError, match=r'activations need 0\.0 MB, but .* has 0\.0 MB free: make room, or pass another `path`'): learn.precompute(bs=4, where=where)
+    says = r'activations need 0\.0 MB, but .* has 0\.0 MB free: make room, or pass another `path`'
+    with pytest.raises(OSError, match=says): learn.precompute(bs=4, where=where)
     assert len(n)<=2 and stores(learn)==[]
 
 # Views
@@ -1071,10 +1075,10 @@ def test_a_killed_run_goes_on(processes, k):
     assert o['status']==-signal.SIGKILL and files(path/f'killed {k}')==files(path/'unbroken')!={}
     assert o['calls']==2*(o['missing']>0)+o['missing']+1
     assert ('ended before it was done: going on from where it stopped' in o['said'])==o['held'] and 'damaged' not in o['said']
-    assert [f.name for f in (path/f'killed {k}').iterdir() if not f.name.endswith('.lock')]==o['folders'] and o['loss']==seen['loss']
+    assert sorted(f.name for f in (path/f'killed {k}').iterdir() if not f.name.endswith('.lock'))==sorted(o['folders']) and o['loss']==seen['loss']
 
 def test_runs_were_killed_at_many_moments(processes):
-    "Before the first block, between blocks of each set, and after the last; and one that was killed time and again came to its end"
+    "Before the first block, and between blocks of each set; and one that was killed time and again came to its end"
     seen,path,_ = processes
     assert len({o['missing'] for o in seen['killed']})>=5 and sum(o['held'] for o in seen['killed'])>=5
     assert seen['again']['kills']>=4 and files(path/'again')==files(path/'unbroken')
@@ -1130,7 +1134,7 @@ def test_a_flipped_bit_on_the_disk_is_found_at_first_use(learn):
     flip_bit(head.stores['valid'], 1)
     head = learn.precompute(where='disk', check=False)
     rows = head.dls.train.dataset
-    assert rows[range(32)][0].shape==rows[range(40,48)][0].shape[:0]+(32,64)
+    assert rows[range(32)][0].shape==(32,64) and rows[range(40,48)][0].shape==(8,64)
     for o in (lambda: rows[[33]], lambda: head.fit(1), lambda: head.validate()):
         with pytest.raises(ValueError, match=DAMAGED): o()
 
@@ -1413,7 +1417,8 @@ def told(path, cls, cbs, fit):
     if cls is Learner: head = quiet(Learner(head.dls, head.model, loss_func=head.loss_func, metrics=accuracy, splitter=params, path=path))
     assert type(head) is cls
     with head.no_logging(), head.no_mbar(): fit(head, cbs(log))
-    return log,[[*o[:3]] for o in getattr(head.recorder, 'values', [])],[p.tolist() for p in head.model.parameters()],[(type(o).__name__, o.run) for o in head.cbs]
+    values,ps = [o[:3] for o in getattr(head.recorder, 'values', [])],[p.tolist() for p in head.model.parameters()]
+    return log,[list(o) for o in values],ps,[(type(o).__name__, o.run) for o in head.cbs]
 
 @pytest.mark.parametrize('cbs', CBS.values(), ids=CBS)
 def test_callbacks_are_told_what_fastai_tells_them(tmp_path, cbs):
