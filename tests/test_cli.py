@@ -186,7 +186,7 @@ def test_ctrl_c_keeps_what_is_finished(digits, weights, tmp_path):
     r = json.loads((out/'report.json').read_text())
     assert not r['finished'] and [o['step'] for o in r['steps']]==[1,2,3]
     assert (out/'models/head/snapshots/recipe1-step3/cycle-000.pth').exists() and (out/'report.html').exists()
-    assert not (out/'export.pkl').exists() and not [o for o in out.rglob('.*') if o.name!='.clr_train']
+    assert not (out/'export.pkl').exists() and not [o for o in out.rglob('.*') if o.name!='.clr_train' and o.suffix!='.lock']
 
 def test_help_names_every_option():
     rc,out,_ = clr_train('--help')
