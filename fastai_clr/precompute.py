@@ -14,19 +14,20 @@ from functools import partial
 from inspect import getclosurevars, signature
 from pathlib import Path
 from types import FunctionType
-import numpy as np, torch
+import fastai.callback.core, numpy as np, torch
 from fastcore.basics import patch
 from fastcore.foundation import L
+from fastcore.xtras import modify_exception
 from fastprogress.fastprogress import progress_bar
-from fastai.callback.core import Callback, event
+from fastai.callback.core import Callback, _inner_loop, event
 from fastai.callback.mixup import MixHandler
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.load import DataLoader
 from fastai.data.transforms import Transform
 from fastai.layers import AdaptiveConcatPool2d, Flatten
-from fastai.learner import Learner
+from fastai.learner import AvgSmoothLoss, CastToTensor, Learner, Recorder
 from fastai.optimizer import Optimizer, OptimWrapper
-from fastai.torch_core import get_model, get_random_states, params, set_random_states, to_device
+from fastai.torch_core import get_model, get_random_states, num_distrib, params, set_random_states, to_device
 from fastai.vision.augment import AffineCoordTfm, RandomResizedCrop, RandTransform, Resize
 from fasttransform import Pipeline
 from torch import nn
@@ -388,14 +389,14 @@ class Rows:
 
     def batch(self, idx, clean):
         "Activations and targets of some items, by the clean pass or each by a view drawn for it"
-        def get(v, i): return self._from_disk(v, i) if self.x is None else self.x[v][i]
-        if len(self.stores)==1 or clean: return get(0, idx).float(),self.y[idx]
+        def get(v, i): return self._from_disk(v, i) if self.x is None else self.x[v].index_select(0, i)
+        if len(self.stores)==1 or clean: return get(0, idx).float(),self.y.index_select(0, idx)
         views = torch.randint(len(self.stores), (len(idx),))
         x = torch.empty(len(idx), *self.stores[0].info['x']['shape'][1:], device=self.y.device)
         for v in range(len(self.stores)):
             mine = (views==v).to(idx.device)
             if mine.any(): x[mine] = get(v, idx[mine]).float()
-        return x,self.y[idx]
+        return x,self.y.index_select(0, idx)
 
 # %% ../nbs/08_precompute.ipynb #f6098273
 class RowsDL(DataLoader):
@@ -431,10 +432,20 @@ class StaleActivations(RuntimeError): "Raised when the body is no longer what th
 # %% ../nbs/08_precompute.ipynb #35baffa9
 def _listens(cb, event_name):
     "Whether `cb` does something at an event; one that is called or asked in a way of its own might"
-    t = type(cb)
-    return hasattr(t, event_name) or event_name in cb.__dict__ or t.__call__ is not _call or t.__getattr__ is not _getattr or event_name=='after_fit'
+    return hasattr(type(cb), event_name) or event_name in cb.__dict__ or not _is_plain(cb) or event_name=='after_fit'
+
+def _is_plain(cb): return type(cb).__call__ is _call and type(cb).__getattr__ is _getattr and not hasattr(type(cb), 'training') and 'training' not in cb.__dict__
 
 _call,_getattr = Callback.__call__,Callback.__getattr__
+
+def _call_method(cb, method, event_name, training):
+    "As a callback called at an event of a batch"
+    if not (cb.run and (cb.run_train if training else cb.run_valid)): return
+    try: method()
+    except _cancels: raise
+    except Exception as e: raise modify_exception(e, f'{e} (in `{type(cb).__name__}.{event_name}`)', replace=True)
+
+_cancels = tuple(getattr(fastai.callback.core, o) for o in fastai.callback.core._ex_docs)
 
 def _drop_state(opt, ps):
     "Forget what optimizer `opt` knows of the parameters `ps`, but for fastai's flags"
@@ -443,11 +454,24 @@ def _drop_state(opt, ps):
             if p in opt.state: opt.state[p] = {k:v for k,v in opt.state[p].items() if k in Optimizer._keep_on_clear}
         opt = vars(opt).get('opt')
 
+# %% ../nbs/08_precompute.ipynb #8a6e13c1
+class _HeadRecorder(Recorder):
+    "fastai's Recorder, sooner done with a batch of training on one process"
+    name = 'recorder'
+    def after_batch(self):
+        learn,smooth = self.learn,self.smooth_loss
+        if not learn.training or self.train_metrics or not len(learn.yb) or type(smooth) is not AvgSmoothLoss or num_distrib()>1: return super().after_batch()
+        smooth.count += 1
+        smooth.val = torch.lerp(learn.loss.detach().mean().cpu(), smooth.val, smooth.beta)
+        learn.smooth_loss = smooth.value
+        self.lrs.append(learn.opt.hypers[-1]['lr'])
+        self.losses.append(learn.smooth_loss)
+
 # %% ../nbs/08_precompute.ipynb #40c1f6d3
 class HeadLearner(Learner):
     "A Learner for the head on stored activations; made by `learn.precompute()`. Its modules are those of the whole model"
     def __init__(self, learn, features, head, stores, views, bs, where, split):
-        self.known,self.ordered = None,[]
+        self.known,self.heard = None,{}
         rows = {k: Rows([stores[k], *(views if k=='train' else [])], where, learn.dls.device) for k in ('train','valid')}
         wgts = getattr(learn.dls.train, 'wgts', None)
         dls = [RowsDL(v, wgts if k=='train' else None, bs=min(bs, len(v)), shuffle=k=='train', drop_last=k=='train' and learn.dls.train.drop_last) for k,v in rows.items()]
@@ -459,6 +483,8 @@ class HeadLearner(Learner):
             model_dir=Path(learn.model_dir)/'head', wd=learn.wd, wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, moms=learn.moms)
         self.whole,self.features,self.stores,self.views,self.where,self.split_by = learn,features,stores,views,where,split
         self.probe_diff,self.made_of = None,_made_of(features)
+        self.remove_cbs([Recorder, CastToTensor])   # rows are plain tensors
+        self.add_cb(_HeadRecorder())
 
     def __call__(self, event_name):
         if isinstance(event_name, str): self._call_one(event_name)
@@ -466,13 +492,20 @@ class HeadLearner(Learner):
 
     def _call_one(self, event_name):
         "As Learner's, but without the callbacks that don't listen"
-        now = [(o,o.order) for o in self.cbs]
-        if now!=self.known: self.known,self.ordered = now,list(self.cbs.sorted('order'))
-        if not hasattr(event, event_name): raise ValueError(f"there is no event {event_name}")
-        for cb in self.ordered:
-            if _listens(cb, event_name): cb(event_name)
+        now = [(o,o.order) for o in self.cbs.items]
+        if now!=self.known or event_name not in _inner_loop: self.known,self.heard = now,{}
+        if event_name not in self.heard: self.heard[event_name] = self._listeners(event_name)
+        for cb,method in self.heard[event_name]:
+            if method: _call_method(cb, method, event_name, self.training)
+            else: cb(event_name)
 
-    def _set_device(self, b): return b if b[0].device==self.dls.device else super()._set_device(b)
+    def _listeners(self, event_name):
+        "The callbacks that listen to an event, in order, and the method of each that is to be called by itself"
+        if not hasattr(event, event_name): raise ValueError(f"there is no event {event_name}")
+        cbs = [o for o in self.cbs.sorted('order') if _listens(o, event_name)]
+        return [(o, getattr(o, event_name) if event_name in _inner_loop and _is_plain(o) else None) for o in cbs]
+
+    def _set_device(self, b): return b if isinstance(self.dl, RowsDL) else super()._set_device(b)
 
     def _do_one_batch(self):
         "As Learner's, with plain tensors: those of fastai's loss functions look up each operation in Python"

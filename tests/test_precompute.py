@@ -16,7 +16,7 @@ from fastai.data.block import CategoryBlock
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.data.transforms import IndexSplitter, Normalize, Transform, parent_label
-from fastai.learner import Learner
+from fastai.learner import CastToTensor, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam, OptimWrapper
@@ -1417,8 +1417,9 @@ def told(path, cls, cbs, fit):
     if cls is Learner: head = quiet(Learner(head.dls, head.model, loss_func=head.loss_func, metrics=accuracy, splitter=params, path=path))
     assert type(head) is cls
     with head.no_logging(), head.no_mbar(): fit(head, cbs(log))
-    values,ps = [o[:3] for o in getattr(head.recorder, 'values', [])],[p.tolist() for p in head.model.parameters()]
-    return log,[list(o) for o in values],ps,[(type(o).__name__, o.run) for o in head.cbs]
+    rec = head.recorder
+    values,ps = [o[:3] for o in getattr(rec, 'values', [])] + [getattr(rec, 'lrs', []),[float(o) for o in getattr(rec, 'losses', [])]],[p.tolist() for p in head.model.parameters()]
+    return log,[list(o) for o in values],ps,sorted((o.name, o.run) for o in head.cbs if not isinstance(o, CastToTensor))
 
 @pytest.mark.parametrize('cbs', CBS.values(), ids=CBS)
 def test_callbacks_are_told_what_fastai_tells_them(tmp_path, cbs):
