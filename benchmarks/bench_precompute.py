@@ -129,7 +129,7 @@ def bench_extract(o):
             epoch = median(timed(lambda: head.fit(1, 1e-3, cbs=TrainOnly())) for _ in range(o.rounds))
             check = median(timed(head.check_fresh) for _ in range(o.rounds))
         size = [len(k.dataset) for k in (learn.dls.train,learn.dls.valid)]
-    write_section('Extraction, and a head epoch against a frozen one', f"bench_precompute.py --only extract{f' --data {o.data}' if o.data else ''}", f"""resnet18, 128 px, {size[0]:,} + {size[1]:,} pictures.
+    write_section('Extraction, and a head epoch against a frozen one', f"bench_precompute.py --only extract{f' --data {o.data.partition('=')[0]}=PATH' if o.data else ''}", f"""resnet18, 128 px, {size[0]:,} + {size[1]:,} pictures.
 
 | | s | | target | |
 |---|---|---|---|---|

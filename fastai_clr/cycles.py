@@ -243,7 +243,9 @@ def _announce(self:CycleScheduler):
 
 @patch
 def after_fit(self:CycleScheduler):
-    if hasattr(self.learn, 'recorder'): self.recorder.hps = {**self.recorder.hps, **self.hps}
+    if not hasattr(self.learn, 'recorder'): return
+    self.recorder.hps = {**self.recorder.hps, **self.hps}
+    if self.announces and self.place.batch>=0: self.recorder.cycle_bounds = self.main.bounds(self.per_epoch, self.place.batch+1)
 
 # %% ../nbs/02_cycles.ipynb #164a9382
 def peak_lrs(

@@ -9,7 +9,7 @@ __all__ = []
 
 # %% ../nbs/05_fit.ipynb #8005c5cd
 import math, numpy as np
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from numbers import Integral, Real
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -18,6 +18,7 @@ from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from matplotlib.axes import Axes
 from .cycles import CycleScheduler, batches_per_epoch, check_peers, check_scheds, cycle_hypers, is_finite
+from .resume import Resumable
 from .schedules import CosineRestarts, Schedule, Triangular
 from .snapshots import SnapshotSaver, StopOnOverfit
 
@@ -60,23 +61,41 @@ def _optimizer(learn, reset_opt):
         raise
 
 # %% ../nbs/05_fit.ipynb #c0facc9f
-def _fit(learn, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, reset_opt, wd, start_epoch):
+def _fit(learn, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, keep, overwrite, resume, reset_opt, wd, start_epoch):
     "`Learner.fit` with hyper-parameters that follow schedules; `hypers`: a dict, or a function that makes it once there is an optimizer"
     built = isinstance(learn.opt_func, OptimWrapper)   # fastai resets it by clearing its state, so not before all is checked
-    with _optimizer(learn, reset_opt and not built):
-        n_iter = batches_per_epoch(learn)
-        if callable(hypers): n_epoch,hypers = hypers(n_iter)
-        scheduler,extra = CycleScheduler(**hypers),[]
-        check_scheds(learn.opt, hypers, n_epoch, n_iter)
-        cbs,wd = _check_fit(learn, n_epoch, L(cbs), wd, start_epoch)
-        check_peers(scheduler, [*learn.cbs,*cbs])
-        if snapshots is not None:
-            extra.append(SnapshotSaver(snapshots))
-            extra[-1].check(learn)
-        if patience is not None:
-            extra.append(StopOnOverfit(patience, monitor, comp))
-            extra[-1].check(learn, scheduler.main, n_epoch, n_iter)
-    learn.fit(n_epoch, cbs=L([scheduler, *extra]) + cbs, wd=wd, start_epoch=start_epoch, reset_opt=reset_opt and built)
+    with ExitStack() as stack:
+        with _optimizer(learn, reset_opt and not built):
+            n_iter = batches_per_epoch(learn)
+            if callable(hypers): n_epoch,hypers = hypers(n_iter)
+            scheduler,extra = CycleScheduler(**hypers),[]
+            check_scheds(learn.opt, hypers, n_epoch, n_iter)
+            cbs,wd = _check_fit(learn, n_epoch, L(cbs), wd, start_epoch)
+            check_peers(scheduler, [*learn.cbs,*cbs])
+            if patience is not None:
+                extra.append(StopOnOverfit(patience, monitor, comp))
+                extra[-1].check(learn, scheduler.main, n_epoch, n_iter)
+            plan = dict(epochs=n_epoch, batches=n_iter, schedule=hypers, wd=wd, snapshots=snapshots, patience=patience, monitor=monitor, cbs=[o.name for o in cbs])
+            going_on = _resume(stack, learn, resume, start_epoch, plan)
+            extra += _snapshots(stack, learn, snapshots, keep, overwrite, going_on, scheduler.main.n_cycles)
+        learn.fit(n_epoch, cbs=L([scheduler, *extra]) + cbs, wd=wd, start_epoch=start_epoch, reset_opt=reset_opt and built)
+
+def _resume(stack, learn, name, start_epoch, plan):
+    "Whether the fit goes on from a checkpoint"
+    if name is None: return False
+    if start_epoch: raise ValueError(f"`resume` finds the epoch to start from by itself: leave out `start_epoch`, got {start_epoch}")
+    return stack.enter_context(Resumable(learn, name, **plan)).state is not None
+
+def _snapshots(stack, learn, name, keep, overwrite, going_on, n_cycles):
+    "The callback that saves snapshots, if they are wanted, with its name claimed"
+    if name is None:
+        if keep is not None or overwrite: raise ValueError("`keep` and `overwrite` are for `snapshots`: pass a name for them too")
+        return []
+    saver = SnapshotSaver(name, keep, overwrite)
+    saver.resumed = going_on
+    stack.callback(saver.release)
+    saver.check(learn, n_cycles)
+    return [saver]
 
 def _fit_cycles(learn, kind, n_cycles, lr_max, moms, kwargs, max_epochs, patience, **fit_kwargs):
     "Fit by cycles of the schedule `kind(n_cycles, **kwargs)`"
@@ -103,6 +122,9 @@ def fit_sgdr(self:Learner,
     warmup_pct:float=0., # Fraction of each cycle, in [0,1), that rises linearly to the peak
     moms:tuple|None=None, # Momentum (at `lr_max`, at `lr_min`); `None`: momentum is left alone
     snapshots:str|None=None, # Save the weights after each cycle under this name
+    keep:int|None=None, # Keep the latest so many snapshots; `None`: all
+    overwrite:bool=False, # Let the snapshots take the place of earlier ones of that name
+    resume:str|None=None, # Write a checkpoint each epoch under this name, and go on from it if it is there
     patience:int|None=None, # Stop after so many cycles without a better `monitor`, and put the best cycle's weights back
     monitor:str='valid_loss', # What `patience` watches: any value that the recorder has
     comp=None, # `np.less` or `np.greater`: which `monitor` is better; `None`: known for losses and fastai's metrics
@@ -111,7 +133,7 @@ def fit_sgdr(self:Learner,
     "Fit by cosine annealing with warm restarts (SGDR, arXiv:1608.03983), exact to the batch; ValueError or TypeError on arguments that make no sense"
     _fit_cycles(self, CosineRestarts, n_cycles, lr_max, moms, dict(cycle_len=cycle_len, cycle_mult=cycle_mult, lr_min=lr_min,
         cycle_decay=cycle_decay, warmup_pct=warmup_pct), max_epochs, patience, cbs=cbs, reset_opt=reset_opt, wd=wd,
-        start_epoch=start_epoch, snapshots=snapshots, monitor=monitor, comp=comp)
+        start_epoch=start_epoch, snapshots=snapshots, monitor=monitor, comp=comp, keep=keep, overwrite=overwrite, resume=resume)
 
 # %% ../nbs/05_fit.ipynb #d0864787
 @patch
@@ -131,6 +153,9 @@ def fit_clr(self:Learner,
     scale_mode:str='cycle', # What `scale_fn` gets: 'cycle' or 'iterations'
     moms:tuple|None=None, # Momentum (at the highest lr, at the lowest lr); `None`: momentum is left alone
     snapshots:str|None=None, # Save the weights after each cycle under this name
+    keep:int|None=None, # Keep the latest so many snapshots; `None`: all
+    overwrite:bool=False, # Let the snapshots take the place of earlier ones of that name
+    resume:str|None=None, # Write a checkpoint each epoch under this name, and go on from it if it is there
     patience:int|None=None, # Stop after so many cycles without a better `monitor`, and put the best cycle's weights back
     monitor:str='valid_loss', # What `patience` watches: any value that the recorder has
     comp=None, # `np.less` or `np.greater`: which `monitor` is better; `None`: known for losses and fastai's metrics
@@ -139,7 +164,7 @@ def fit_clr(self:Learner,
     "Fit by cyclical learning rates (CLR, arXiv:1506.01186), exact to the batch; ValueError or TypeError on arguments that make no sense"
     _fit_cycles(self, Triangular, n_cycles, lr_max, moms, dict(step_size=step_size, lr_min=lr_min, mode=mode, gamma=gamma, scale_fn=scale_fn,
         scale_mode=scale_mode), max_epochs, patience, cbs=cbs, reset_opt=reset_opt, wd=wd, start_epoch=start_epoch,
-        snapshots=snapshots, monitor=monitor, comp=comp)
+        snapshots=snapshots, monitor=monitor, comp=comp, keep=keep, overwrite=overwrite, resume=resume)
 
 # %% ../nbs/05_fit.ipynb #1d06ce4a
 @patch
@@ -151,6 +176,9 @@ def fit_schedule(self:Learner,
     start_epoch:int=0, # Epochs to skip, counting them as done
     *,
     snapshots:str|None=None, # Save the weights after each cycle under this name
+    keep:int|None=None, # Keep the latest so many snapshots; `None`: all
+    overwrite:bool=False, # Let the snapshots take the place of earlier ones of that name
+    resume:str|None=None, # Write a checkpoint each epoch under this name, and go on from it if it is there
     patience:int|None=None, # Stop after so many cycles without a better `monitor`, and put the best cycle's weights back
     monitor:str='valid_loss', # What `patience` watches: any value that the recorder has
     comp=None, # `np.less` or `np.greater`: which `monitor` is better; `None`: known for losses and fastai's metrics
@@ -159,7 +187,7 @@ def fit_schedule(self:Learner,
     "Fit with any hyper-parameters of the optimizer following schedules; ValueError if one lasts longer or shorter than `n_epoch`"
     if isinstance(wd, Schedule): hypers,wd = {**hypers, 'wd': wd},None
     if not hypers: raise ValueError("pass at least one schedule by the name of its hyper-parameter, e.g. `lr=StepDecay(1e-2, .5, 5)`")
-    _fit(self, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
+    _fit(self, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, keep, overwrite, resume, reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)
 
 # %% ../nbs/05_fit.ipynb #34eeac15
 def _group_names(learn):

@@ -33,7 +33,7 @@ from fasttransform import Pipeline
 from torch import nn
 from torch.utils.data import TensorDataset
 from .activations import ActivationStore, CannotDescribe, OtherFormat, StoreWriter, as_rows, as_tensor, describe, describe_code, explain_body
-from .activations import explain_miss, hash_array, hash_bytes, hash_items, hash_module, mark_used, stat_items
+from .activations import explain_miss, hash_array, hash_bytes, hash_items, hash_module, mark_used, stat_items, sum_module
 
 # %% ../nbs/08_precompute.ipynb #8d286729
 _absorbed = (AdaptiveConcatPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, Flatten, nn.Flatten, nn.Identity)
@@ -482,7 +482,7 @@ class HeadLearner(Learner):
         super().__init__(dls, head, loss_func=learn.loss_func, opt_func=learn.opt_func, lr=learn.lr, splitter=params, metrics=learn.metrics, path=learn.path,
             model_dir=Path(learn.model_dir)/'head', wd=learn.wd, wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, moms=learn.moms)
         self.whole,self.features,self.stores,self.views,self.where,self.split_by = learn,features,stores,views,where,split
-        self.probe_diff,self.made_of = None,_made_of(features)
+        self.probe_diff,self.sums,self.made_of = None,None,_made_of(features)
         self.remove_cbs([Recorder, CastToTensor])   # rows are plain tensors
         self.add_cb(_HeadRecorder())
 
@@ -530,6 +530,7 @@ class HeadLearner(Learner):
     def _whole_only(self, name): raise NotImplementedError(f"`{name}` needs pictures, and this Learner has activations only: call it on the Learner that made it, whose model has the trained head")
     def predict(self, *args, **kwargs): self._whole_only('predict')
     def export(self, *args, **kwargs): self._whole_only('export')
+    def export_ensemble(self, *args, **kwargs): self._whole_only('export_ensemble')
     def show_results(self, *args, **kwargs): self._whole_only('show_results')
     def tta(self, *args, **kwargs): self._whole_only('tta')
 
@@ -537,8 +538,10 @@ class HeadLearner(Learner):
 @patch
 def check_fresh(self:HeadLearner):
     "StaleActivations if the body changed since the activations were made, or the head left the whole model"
-    changed = explain_body(self.stores['valid'].parts['body'], hash_module(self.features))
+    sums = sum_module(self.features)
+    changed = '' if sums==self.sums else explain_body(self.stores['valid'].parts['body'], hash_module(self.features))
     if changed: raise StaleActivations(f"the body has changed since these activations were made: {changed}. Call `learn.precompute()` again")
+    self.sums = sums
     if not self._is_in_place(): raise StaleActivations("the model of `learn` was replaced since these activations were made: call `learn.precompute()` again")
 
 @patch

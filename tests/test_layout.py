@@ -6,8 +6,8 @@ from conftest import root
 
 # What each module may import of this package
 ALLOWED = dict(plots=set(), schedules={'plots'}, cycles={'plots','schedules'}, snapshots={'plots','cycles'},
-    fit={'plots','schedules','cycles','snapshots'}, activations=set(), precompute={'activations'}, data=set(),
-    recipe={'plots','schedules','cycles','snapshots','fit','activations','precompute'}, report={'plots','recipe'},
+    resume={'schedules','snapshots'}, fit={'plots','schedules','cycles','snapshots','resume'}, activations=set(), precompute={'activations'}, data=set(),
+    recipe={'plots','schedules','cycles','snapshots','resume','fit','activations','precompute'}, report={'plots','recipe'},
     cli={'schedules','activations','data','recipe','report'})
 ALLOWED['all'] = set(ALLOWED)
 # What these must do without, besides

@@ -1,0 +1,504 @@
+"`resume`: a Learner's whole state, and runs that are broken off and go on as if they had not been"
+import json, random, subprocess, sys, warnings
+from pathlib import Path
+import numpy as np, pytest, torch
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import MixUp
+from fastai.callback.progress import CSVLogger, ProgressCallback
+from fastai.callback.schedule import fit_one_cycle, lr_find # Patches Learner; chkstyle: ignore
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
+from fastai.callback.training import GradientAccumulation
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat, MSELossFlat
+from fastai.metrics import accuracy
+from fastai.optimizer import SGD, Adam
+from fastai.torch_core import params
+from fastcore.foundation import L
+from fastcore.basics import noop
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from fastai_clr import fit, precompute # Patch Learner; chkstyle: ignore
+from fastai_clr.resume import CannotKeep, Resumable, _decode, _encode, keep_state, learner_state, load_learner_state
+from fastai_clr.schedules import CosineRestarts
+from learners import adamw, learner, quiet, same, two_groups, weights
+
+# What a state is made of
+
+plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.builds(Path, st.text('ab/')),
+    lambda o: st.lists(o) | st.tuples(o, o) | st.dictionaries(st.text() | st.integers() | st.tuples(st.integers()), o) | st.lists(o).map(L), max_leaves=12)
+
+@given(plain)
+@settings(deadline=None, max_examples=300)
+def test_plain_values_come_back(tmp_path_factory, v):
+    "Through a file that runs no code, with the same types"
+    file = tmp_path_factory.getbasetemp()/'plain.pth'
+    torch.save(_encode(v), file)
+    back = _decode(torch.load(file, weights_only=True))
+    assert back==v and repr(back)==repr(v)
+
+@pytest.mark.parametrize('o', [np.arange(6, dtype='uint32').reshape(2,3), np.array(2.5), np.array([], 'float16'), np.array(['a','bcd']), np.arange(8).reshape(2,4).T,
+    np.array([1+2j]), np.array([True,False])], ids=str)
+def test_arrays_come_back(o):
+    back = _decode(_encode(o))
+    assert back.dtype==o.dtype and back.shape==o.shape and (back==o).all()
+    back[...] = o   # writable
+
+@pytest.mark.parametrize('n', [0, 1, 4, 5, 50])
+def test_lists_of_numbers_come_back(n):
+    ts = [torch.tensor(i/3) for i in range(n)]
+    back = _decode(_encode(ts))
+    assert len(back)==n and all(torch.equal(a, b) for a,b in zip(ts, back))
+    mixed = [*ts, torch.tensor(1)]
+    assert [o.dtype for o in _decode(_encode(mixed))]==[o.dtype for o in mixed]
+
+def test_tensors_are_copies():
+    t = torch.zeros(3)
+    e = _encode([t])
+    t += 1
+    assert not e[0].any()
+
+class Thing:
+    def __init__(self, **kw): vars(self).update(kw)
+
+def test_objects_are_put_back_into_what_is_there():
+    f,inner = print,Thing(b=[1,2])
+    o = Thing(a=1, inner=inner, f=f)
+    e = _encode(o)
+    o.a,o.inner.b,o.f = 2,[],len
+    assert _decode(e, o) is o and o.a==1 and o.inner is inner and inner.b==[1,2] and o.f is len
+
+def test_objects_with_a_state():
+    a,b = nn.Linear(2, 2),nn.Linear(2, 2)
+    e = _encode({'m': a})
+    _decode(e, {'m': b})
+    assert same(a.state_dict(), b.state_dict())
+
+@pytest.mark.parametrize('o', [(i for i in range(3)), object(), np.array([object()]), iter([1])], ids=['generator','object','objects','iterator'])
+def test_what_cant_be_kept(o):
+    with pytest.raises(CannotKeep): _encode([o])
+
+def test_what_holds_itself():
+    o = Thing()
+    o.me = o
+    with pytest.raises(CannotKeep, match='holds itself'): _encode(o)
+
+# Learners that use all there is
+
+class Items:
+    "Items that are drawn at random, by all three generators"
+    def __len__(self): return 37
+    def __getitem__(self, i): return torch.tensor([i/37, random.random(), np.random.rand(), torch.rand(1).item()]),torch.tensor(i%3)
+
+class Dropping(nn.Sequential):
+    def __init__(self): super().__init__(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(.3), nn.Linear(8, 3))
+
+def loaders(workers=0, bs=8, **kw): return DataLoaders(DataLoader(Items(), bs=bs, shuffle=True, num_workers=workers, **kw), DataLoader(Items(), bs=8, num_workers=workers, **kw))
+
+def make(path, workers=0, seed=0, opt_func=Adam, model=Dropping, **kw):
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    return quiet(Learner(loaders(workers), model(), loss_func=CrossEntropyLossFlat(), opt_func=opt_func, metrics=accuracy, path=path, splitter=lambda m: [params(m[:3]),params(m[3:])], **kw))
+
+class Break(Callback):
+    "Ctrl-C"
+    order = 99
+    def __init__(self, epoch=None, it=1, event='after_batch'):   # as a function, which no checkpoint takes along
+        self.now = lambda learn,name: name==event and (learn.epoch,learn.iter)==(epoch,it) and (learn.training or name!='after_batch')
+    def __call__(self, name):
+        if self.now(self.learn, name): raise KeyboardInterrupt()
+
+def seen(learn):
+    "All that a fit leaves behind, but for times"
+    rec = learn.recorder
+    return dict(weights=weights(learn), opt=str(learn.opt.state_dict()), values=[list(map(str, o)) for o in rec.values], losses=[float(o) for o in rec.losses], lrs=list(rec.lrs),
+        iters=rec.iters, hps=rec.hps, names=list(rec.metric_names), stopped=getattr(rec, 'stopped', None), best=getattr(rec, 'best_epoch', None), after=(random.random(), np.random.rand(), torch.rand(1).item()),
+        bounds=rec.cycle_bounds, train_iter=learn.train_iter)
+
+def equal(a, b):
+    for k in a:
+        if k=='weights': assert same(a[k], b[k]), k
+        else: assert a[k]==b[k], k
+    return True
+
+def broken_and_not(path, fits, breaks, **kw):
+    "What an unbroken run leaves, and one that is broken off at each of `breaks`, each time in another Learner"
+    whole = make(path/'whole', **kw)
+    fits(whole, [Break()])
+    for i,b in enumerate(breaks):
+        learn = make(path/'broken', seed=i, **kw)   # each process finds other random numbers
+        with pytest.raises(KeyboardInterrupt): fits(learn, [b])
+    learn = make(path/'broken', seed=99, **kw)
+    fits(learn, [Break()])
+    return whole,learn
+
+FITS = dict(
+    sgdr=lambda l,cbs: l.fit_sgdr(2, 1, 1e-2, 3, cbs=cbs, resume='r'),
+    inside=lambda l,cbs: l.fit_sgdr(3, 1.3, slice(1e-3,1e-2), 1, cbs=cbs, resume='r'),
+    clr=lambda l,cbs: l.fit_clr(2, 1, 1e-2, cbs=cbs, moms=(.85,.95), resume='r'),
+    schedule=lambda l,cbs: l.fit_schedule(4, cbs, lr=CosineRestarts(None, 1.5, 1.5, .01), resume='r'),
+    patience=lambda l,cbs: l.fit_sgdr(4, 1, 1e-2, 1, cbs=cbs, patience=3, snapshots='s', resume='r'),
+    keep=lambda l,cbs: l.fit_sgdr(4, 1, 1e-2, 1, cbs=cbs, snapshots='s', keep=2, resume='r', reset_opt=True),
+    accumulated=lambda l,cbs: l.fit_sgdr(4, 1, 1e-2, 1, cbs=[GradientAccumulation(13), *cbs], resume='r'),
+    plateau=lambda l,cbs: l.fit_schedule(4, [ReduceLROnPlateau('valid_loss', patience=1, min_delta=9.), *cbs], mom=CosineRestarts(2, 2, lr_max=.9, lr_min=.8), resume='r'),
+    best=lambda l,cbs: l.fit_sgdr(4, 1, 3e-1, 1, cbs=[SaveModelCallback('valid_loss', fname='best'), *cbs], resume='r'),
+    stopping=lambda l,cbs: l.fit_sgdr(4, 1, 3e-1, 1, cbs=[EarlyStoppingCallback('valid_loss', min_delta=9., patience=3), *cbs], resume='r'),
+    mixup=lambda l,cbs: l.fit_sgdr(4, 1, 1e-2, 1, cbs=[MixUp(.4), *cbs], resume='r'))
+
+@pytest.mark.parametrize('fit', FITS.values(), ids=FITS)
+def test_it_ends_where_the_unbroken_run_ends(tmp_path, fit):
+    "Bit for bit: weights, optimizer, recorder, random numbers; broken in the first epoch, in the second, at an end, and in the last"
+    whole,again = broken_and_not(tmp_path, fit, [Break(0), Break(1, 3), Break(2, 3, 'after_train'), Break(3)])
+    assert equal(seen(whole), seen(again))
+
+@pytest.mark.parametrize('opt', [SGD, adamw], ids=['sgd','adamw'])
+def test_optimizers(tmp_path, opt): assert equal(*map(seen, broken_and_not(tmp_path, FITS['sgdr'], [Break(1), Break(3)], opt_func=opt)))
+
+def test_workers(tmp_path):
+    "Processes that make the items, each with random numbers of its own"
+    whole,again = broken_and_not(tmp_path, FITS['sgdr'], [Break(2)], workers=2)
+    assert equal(seen(whole), seen(again))
+
+def test_mixed_precision(tmp_path):
+    def fit(l, cbs): l.fit_sgdr(3, 1, 1e-2, 1, cbs=cbs, resume='r')
+    whole,again = broken_and_not(tmp_path, fit, [Break(1)], cbs=MixedPrecision(amp_mode='bf16') if 'amp_mode' in MixedPrecision.__init__.__code__.co_varnames else None)
+    assert equal(seen(whole), seen(again))
+
+def test_snapshots_of_a_broken_run(tmp_path):
+    whole,again = broken_and_not(tmp_path, FITS['keep'], [Break(1), Break(3)])
+    a,b = (tmp_path/o/'models/snapshots/s' for o in ('whole','broken'))
+    assert sorted(o.name for o in a.iterdir())==sorted(o.name for o in b.iterdir())==['cycle-002.json','cycle-002.pth','cycle-003.json','cycle-003.pth']
+    for o in a.glob('*.pth'): assert same(torch.load(o), torch.load(b/o.name))
+    for o in a.glob('*.json'): assert json.loads(o.read_text())==json.loads((b/o.name).read_text())
+
+def test_one_cycle_and_any_other_fit(tmp_path):
+    def fit(l, cbs):
+        with Resumable(l, 'r'): l.fit_one_cycle(4, 1e-2, cbs=cbs)
+    whole,again = broken_and_not(tmp_path, fit, [Break(1), Break(3)])
+    a,b = ({k:v for k,v in seen(o).items() if k!='bounds'} for o in (whole,again) if setattr(o.recorder, 'cycle_bounds', None) is None)
+    assert equal(a, b)
+
+def test_a_head_on_activations(tmp_path):
+    "The head's Learner of precomputed activations, whose loader and loop are its own"
+    class Fixed(Items):
+        def __getitem__(self, i): return torch.tensor([i/37, i%5, i%7, 1.]),torch.tensor(i%3)
+    def head(path, seed):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        dls = DataLoaders(DataLoader(Fixed(), bs=8, shuffle=True, num_workers=0), DataLoader(Fixed(), bs=8, num_workers=0))
+        model = nn.Sequential(nn.Sequential(nn.Linear(4, 6)), nn.Sequential(nn.Dropout(.2), nn.Linear(6, 3)))
+        for i,p in enumerate(model[0].parameters()): p.data = torch.linspace(-1, 1+i, p.numel()).view_as(p)
+        learn = quiet(Learner(dls, model, loss_func=CrossEntropyLossFlat(), path=path))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return quiet(learn.precompute(dtype='float32'))
+    whole = head(tmp_path/'a', 0)
+    whole.fit_sgdr(4, 1, 1e-2, 1, cbs=Break(), resume='r')
+    for i,b in enumerate([Break(1), Break(2)]):
+        with pytest.raises(KeyboardInterrupt): head(tmp_path/'b', 0 if i==0 else 7).fit_sgdr(4, 1, 1e-2, 1, cbs=b, resume='r')
+    again = head(tmp_path/'b', 8)
+    again.fit_sgdr(4, 1, 1e-2, 1, cbs=Break(), resume='r')
+    assert equal(seen(whole), seen(again))
+
+# Runs that have ended
+
+class Count(Callback):
+    def __init__(self): self.n = 0
+    def after_step(self): self.n += 1
+
+@pytest.mark.parametrize('fit', ['sgdr','patience','stopping','best','inside'])
+def test_a_run_that_ended_trains_no_more(tmp_path, fit):
+    "And leaves the Learner as it was at the end"
+    first = make(tmp_path)
+    FITS[fit](first, [])
+    one,again,count = seen(first),make(tmp_path, seed=5),Count()
+    again.add_cb(count)
+    with pytest.raises(ValueError, match='callbacks'): FITS[fit](again, [])
+    again.remove_cb(count)
+    steps = []
+    again._step = lambda: steps.append(1)
+    FITS[fit](again, [])
+    assert not steps and equal(one, seen(again))
+
+def test_patience_that_stopped_it(tmp_path):
+    def fit(l, cbs): l.fit_sgdr(9, 1, 5., 1, cbs=cbs, patience=2, resume='r')
+    whole,again = broken_and_not(tmp_path, fit, [Break(1)])
+    assert whole.recorder.stopped and equal(seen(whole), seen(again))
+    third = make(tmp_path/'broken', seed=3)
+    fit(third, [Break()])
+    assert third.recorder.stopped==whole.recorder.stopped and same(weights(third), weights(whole))
+
+def test_a_script_of_two_fits(tmp_path):
+    "Broken in the second: the first is passed over, the second goes on"
+    def script(seed, *cbs):
+        cbs = cbs or [Break()]
+        learn = make(tmp_path, seed=seed)
+        learn.fit_sgdr(2, 1, 1e-2, 1, resume='one')
+        learn.fit_sgdr(2, 1, 1e-3, 2, resume='two', cbs=list(cbs))
+        return learn
+    with pytest.raises(KeyboardInterrupt): script(0, Break(1))
+    again = script(1)
+    for o in (tmp_path/'models').rglob('epoch-*'): o.unlink()
+    assert equal(seen(script(0)), seen(again))
+
+# What is on the disk
+
+def checkpoints(path): return sorted(o.name for o in (path/'models/resume/r').iterdir())
+
+def test_two_are_kept_and_nothing_else(tmp_path):
+    learn = make(tmp_path)
+    FITS['sgdr'](learn, [Break()])
+    assert checkpoints(tmp_path)==['epoch-00002.json','epoch-00002.pth','epoch-00003.json','epoch-00003.pth']
+    info = json.loads((tmp_path/'models/resume/r/epoch-00003.json').read_text())
+    assert info['ended']=='done' and 'CosineRestarts' in info['of']['schedule']['lr']
+    torch.load(tmp_path/'models/resume/r/epoch-00003.pth', weights_only=True)
+
+def broken(tmp_path, at=2):
+    learn = make(tmp_path)
+    with pytest.raises(KeyboardInterrupt): FITS['sgdr'](learn, [Break(at)])
+    return tmp_path/'models/resume/r'
+
+def damage(how):
+    def f(file):
+        b = file.read_bytes()
+        if how=='truncated': file.write_bytes(b[:len(b)//2])
+        elif how=='empty': file.write_bytes(b'')
+        elif how=='a bit': file.write_bytes(b[:len(b)//2]+bytes([b[len(b)//2]^1])+b[len(b)//2+1:])
+        else: file.unlink()
+    return f
+
+@pytest.mark.parametrize('what', ['pth','json'])
+@pytest.mark.parametrize('how', ['truncated','empty','a bit','missing'])
+def test_a_damaged_checkpoint(tmp_path, what, how):
+    "The one before it is used, and it is said; the end is the same"
+    folder = broken(tmp_path)
+    damage(how)(folder/f'epoch-00001.{what}')
+    learn,whole = make(tmp_path, seed=3),make(tmp_path/'whole')
+    FITS['sgdr'](whole, [Break()])
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        FITS['sgdr'](learn, [Break()])
+    said = [str(o.message) for o in w if 'is damaged' in str(o.message)]
+    if (what,how)!=('json','missing'): assert len(said)==1 and 'looking for the one before it' in said[0]
+    assert equal(seen(whole), seen(learn))
+
+def test_all_are_damaged(tmp_path):
+    folder = broken(tmp_path)
+    for o in folder.glob('*.pth'): damage('truncated')(o)
+    learn,whole = make(tmp_path),make(tmp_path/'whole')
+    FITS['sgdr'](whole, [Break()])
+    with pytest.warns(UserWarning, match='no checkpoint in .* is whole: training begins anew'): FITS['sgdr'](learn, [Break()])
+    assert equal(seen(whole), seen(learn))
+
+def test_another_format(tmp_path):
+    folder = broken(tmp_path)
+    for o in folder.glob('*.json'): o.write_text(o.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(ValueError, match='has format 2, and this version of the package reads 1'): FITS['sgdr'](make(tmp_path), [Break()])
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    "Training goes on without the checkpoint; what was there stays"
+    learn,real = make(tmp_path),torch.save
+    def save(o, f, *args, **kw):
+        real(o, f, *args, **kw)
+        if learn.epoch in (1,2): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(torch, 'save', save)
+    with pytest.warns(UserWarning, match='after epoch 1 could not be written') as w: FITS['sgdr'](learn, [Break()])
+    assert [learn.epoch,len(learn.recorder.values)]==[3,4] and checkpoints(tmp_path)==[f'epoch-0000{i}.{e}' for i in (0,3) for e in ('json','pth')]
+    assert sum('could not be written' in str(o.message) for o in w)==2
+
+def test_leftovers_go(tmp_path):
+    folder = broken(tmp_path)
+    (folder/'.epoch-00007.pth.123').write_bytes(b'half')
+    FITS['sgdr'](make(tmp_path), [Break()])
+    assert not list(folder.glob('.*'))
+
+def test_files_run_no_code(tmp_path):
+    import hashlib
+    folder = broken(tmp_path)
+    for o in folder.glob('*.pth'):
+        torch.save(Break(1), o)
+        j = o.with_suffix('.json')
+        j.write_text(json.dumps({**json.loads(j.read_text()), 'sha256': hashlib.sha256(o.read_bytes()).hexdigest()}))
+    with pytest.warns(UserWarning, match='is damaged'): FITS['sgdr'](make(tmp_path), [Break()])
+
+# Refusals
+
+class Wide(nn.Sequential):
+    def __init__(self): super().__init__(nn.Linear(4, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Dropout(.3), nn.Linear(9, 3))
+class Dropping5(nn.Sequential):
+    def __init__(self): super().__init__(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(.5), nn.Linear(8, 3))
+class More(Items):
+    def __len__(self): return 40
+
+def other_data(learn): learn.dls = DataLoaders(DataLoader(More(), bs=8, shuffle=True, num_workers=0), learn.dls.valid)
+def freeze(learn): learn.freeze()
+
+@pytest.mark.parametrize('kw,change,fit,words', [
+    ({}, noop, lambda l: l.fit_sgdr(2, 1, 2e-2, 3, resume='r', cbs=Break()), 'schedule lr: .*became'), ({}, noop, lambda l: l.fit_sgdr(3, 1, 1e-2, 2, resume='r', cbs=Break()), 'epochs: 4 became 7'),
+    ({}, noop, lambda l: l.fit_sgdr(2, 1, 1e-2, 3, resume='r', wd=.3, cbs=Break()), 'wd: None became 0.3'), ({}, noop, lambda l: l.fit_sgdr(2, 1, 1e-2, 3, resume='r', patience=1, cbs=Break()), 'patience: None became 1'),
+    ({}, noop, lambda l: l.fit_clr(2, 1, 1e-2, resume='r', cbs=Break()), 'Triangular'), (dict(model=Wide), noop, None, 'the model: .*out_features=8.* became .*out_features=9'),
+    (dict(model=Dropping5), noop, None, r'the model: .*p=0.3.* became .*p=0.5'), (dict(opt_func=adamw), noop, None, 'optimizer: Optimizer.* became OptimWrapper'),
+    ({}, other_data, None, 'data training set items: 37 became 40'), ({}, freeze, None, 'which parameters are frozen'),
+    ({}, lambda l: setattr(l, 'loss_func', MSELossFlat()), None, 'loss: '), ({}, noop, lambda l: l.fit_sgdr(2, 1, 1e-2, 3, resume='r', cbs=[Break(), MixUp()]), "cbs: .*became .*mix_up")])
+def test_a_checkpoint_of_another_run(tmp_path, kw, change, fit, words):
+    "Refused, with what differs; nothing is touched"
+    folder = broken(tmp_path)
+    before,learn = {o.name: o.read_bytes() for o in folder.iterdir()},make(tmp_path, **kw)
+    change(learn)
+    if learn.opt is None: learn.create_opt()
+    state = str(learner_state(learn)[0])
+    with pytest.raises(ValueError, match=words) as e: (fit or (lambda l: FITS['sgdr'](l, [Break()])))(learn)
+    assert 'is of another run' in str(e.value) and 'Choose another name for `resume`' in str(e.value)
+    assert str(learner_state(learn)[0])==state and {o.name: o.read_bytes() for o in folder.iterdir()}==before
+    learn.fit(1)   # and works without
+
+def test_other_items(tmp_path):
+    "By their paths and values, not by their number only"
+    from torch.utils.data import TensorDataset
+    def fit(x, *cbs):
+        learn = learner(3, path=tmp_path)
+        learn.dls = DataLoaders(*(DataLoader(TensorDataset(x, x), bs=2, num_workers=0) for _ in range(2)))
+        learn.fit_sgdr(2, 1, 1e-2, 1, resume='r', cbs=list(cbs) or Break())
+    x = torch.arange(8.)[:,None]
+    with pytest.raises(KeyboardInterrupt): fit(x, Break(1))
+    with pytest.raises(ValueError, match='the items of the training set'): fit(x.flip(0))
+    fit(x)
+
+@pytest.mark.parametrize('name', ['../x', '', '.x', 'a/b', '..', 3, True, 'a\0b'])
+def test_bad_names(tmp_path, name):
+    with pytest.raises(ValueError, match='`resume` must be a plain name'): make(tmp_path).fit_sgdr(1, resume=name)
+
+def test_start_epoch(tmp_path):
+    with pytest.raises(ValueError, match='`resume` finds the epoch to start from by itself'): make(tmp_path).fit_sgdr(2, resume='r', start_epoch=1)
+
+def test_persistent_workers(tmp_path):
+    learn = make(tmp_path)
+    learn.dls = loaders(1, persistent_workers=True)
+    with pytest.raises(ValueError, match='`persistent_workers=False`'): learn.fit_sgdr(1, resume='r')
+    assert not (tmp_path/'models').exists()
+
+def test_a_folder_that_cant_be_written(tmp_path):
+    (tmp_path/'models').write_text('a file')
+    with pytest.raises(OSError, match="`resume` can't be written to .*set `learn.path` or `learn.model_dir`"): make(tmp_path).fit_sgdr(1, resume='r')
+
+def test_two_runs_of_one_name(tmp_path):
+    "The second is refused as long as the first lives"
+    (tmp_path/'models/resume').mkdir(parents=True)
+    code = "import sys\nfrom filelock import FileLock\nl = FileLock(sys.argv[1])\nl.acquire()\nprint('held', flush=True)\ninput()"
+    p = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'models/resume/.r.lock')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert p.stdout.readline()=='held\n'
+        with pytest.raises(ValueError, match="'r' are being written by another run"): FITS['sgdr'](make(tmp_path), [Break()])
+    finally:
+        p.kill()
+        p.wait()
+    FITS['sgdr'](make(tmp_path), [Break()])
+
+# Callbacks
+
+class Odd(Callback):
+    def before_fit(self): self.gen = (i for i in range(3))
+
+def test_a_callback_with_a_state_that_cant_be_kept(tmp_path):
+    with pytest.warns(UserWarning, match='`gen` of Odd, a generator') as w: FITS['sgdr'](make(tmp_path), [Odd()])
+    assert sum('can\'t be kept' in str(o.message) for o in w)==1
+
+class Own(Callback):
+    "Its state decides what is trained"
+    def before_fit(self): self.n,self.seen = 0,[]
+    def before_batch(self):
+        self.n += 1
+        self.seen.append(torch.tensor(self.n))
+        self.learn.xb = (self.learn.xb[0]*(1+self.n/100),)
+
+def test_own_callbacks_go_on(tmp_path):
+    def fit(l, cbs): l.fit_sgdr(4, 1, 1e-2, 1, cbs=[Own(), *cbs], resume='r')
+    assert equal(*map(seen, broken_and_not(tmp_path, fit, [Break(2)])))
+
+def test_tables_are_whole(tmp_path, capsys):
+    "On the screen and in the file of a CSVLogger"
+    def run(seed, *cbs):
+        learn = make(tmp_path, seed=seed)
+        learn.logger,learn.create_mbar = print,True
+        learn.add_cbs([ProgressCallback(), CSVLogger()])
+        learn.fit_sgdr(4, 1, 1e-2, 1, resume='r', cbs=list(cbs) or Break())
+    with pytest.raises(KeyboardInterrupt): run(0, Break(2))
+    capsys.readouterr()
+    run(1)
+    out,rows = capsys.readouterr().out,(tmp_path/'history.csv').read_text().splitlines()
+    assert 'Going on: checkpoint of' in out and 'after epoch 1' in out
+    assert [o.split(',')[0] for o in rows]==['epoch','0','1','2','3']
+    assert [o.split()[0] for o in out.replace('\r', '\n').splitlines() if len(o.split())==5 and o.split()[0].isdigit()]==['0','1','2','3']
+
+class Exports(Callback):
+    def after_epoch(self): self.learn.export(f'{self.learn.epoch}.pkl')
+
+def test_exports_within_the_fit(tmp_path):
+    from fastai.learner import load_learner
+    learn = quiet(two_groups(4, path=tmp_path))
+    learn.fit_sgdr(2, 1, 1e-2, 1, cbs=Exports(), resume='r', snapshots='s')
+    assert load_learner(tmp_path/'1.pkl').model(torch.zeros(1, 1)).shape==(1,1)
+
+class Validates(Callback):
+    "Calls `validate` within the fit, which fires a fit's events"
+    order = 80
+    def after_epoch(self):
+        if not self.learn.lock.locked(): self.learn.validate()
+
+def test_validation_within_the_fit(tmp_path):
+    "It may change what the recorder has, as in fastai, but not how the fit goes"
+    learn = make(tmp_path)
+    learn.fit_sgdr(3, 1, 1e-2, 1, cbs=Validates(), resume='r', snapshots='s', patience=3)
+    assert len(learn.snapshots('s'))==3 and learn.epoch==2
+
+# Leaving no trace
+
+TRIALS = dict(fit=lambda l: l.fit_one_cycle(2, 1e-1), lr_find=lambda l: l.lr_find(show_plot=False, num_it=8), validate=lambda l: l.validate(), preds=lambda l: l.get_preds(),
+    unfreeze=lambda l: [l.unfreeze(), l.fit(1)], model=lambda l: setattr(l, 'model', nn.Linear(4, 3)), reset=lambda l: l.fit_sgdr(1, 1, .1, reset_opt=True), cbs=lambda l: l.add_cb(MixUp()),
+    metrics=lambda l: setattr(l, 'metrics', []), weights=lambda l: [p.data.zero_() for p in l.model.parameters()], random=lambda l: [random.random(), np.random.rand(), torch.rand(3)],
+    order=lambda l: [list(l.dls.train), list(l.dls.valid)], grads=lambda l: l.model(torch.randn(5, 4)).sum().backward(), eval=lambda l: l.model.eval(), error=lambda l: 1/0,
+    interrupt=lambda l: l.fit_sgdr(1, 1, .1, cbs=Break(0)), removed=lambda l: l.remove_cb(l.recorder), to=lambda l: setattr(l, 'lr', 3))
+
+@pytest.mark.parametrize('trial', TRIALS.values(), ids=TRIALS)
+@pytest.mark.parametrize('trained', [False,True])
+def test_nothing_is_left(tmp_path, trial, trained):
+    "The training that follows is bitwise the one without"
+    def run(path, trial):
+        learn = make(path)
+        learn.freeze() if trained else None
+        if trained: learn.fit_sgdr(1, 2, 1e-2, cbs=GradientAccumulation(13))
+        attrs = {k: id(v) for k,v in vars(learn).items() if k not in ('cbs',)}
+        if trial is not None:
+            try:
+                with keep_state(learn) as same_one:
+                    assert same_one is learn
+                    trial(learn)
+            except (ZeroDivisionError,KeyboardInterrupt): assert trial in (TRIALS['error'],TRIALS['interrupt'])
+        assert {k: id(v) for k,v in vars(learn).items() if k not in ('cbs',)}==attrs
+        state = str(learner_state(learn)[0])
+        learn.fit_sgdr(2, 1, 1e-2)
+        return state,seen(learn)
+    (a,x),(b,y) = run(tmp_path/'a', None),run(tmp_path/'b', trial)
+    assert a==b and equal(x, y)
+
+def test_errors_come_through():
+    with pytest.raises(ZeroDivisionError), keep_state(learner(2)): 1/0
+
+def test_no_optimizer_before(tmp_path):
+    learn = make(tmp_path)
+    with keep_state(learn): learn.fit(1)
+    assert learn.opt is None and not hasattr(learn, 'epoch') or learn.opt is None
+
+def test_a_state_goes_into_another_learner(tmp_path):
+    a,b = make(tmp_path),make(tmp_path, seed=1)
+    a.fit_sgdr(1, 2, 1e-2)
+    state,unknown = learner_state(a)
+    assert not unknown
+    b.create_opt()
+    load_learner_state(b, state)
+    for o in a,b: o.model.train()
+    ours = [(torch.rand(1).item(), [x.tolist() for x,_ in o.dls.train]) for o in (a,b) if load_learner_state(o, state) is None]
+    assert ours[0]==ours[1] and same(weights(a), weights(b))
