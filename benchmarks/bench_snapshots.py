@@ -8,6 +8,7 @@ import argparse, json, tempfile, time, warnings
 from pathlib import Path
 from statistics import mean, median, stdev
 import torch
+from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.data.transforms import get_image_files, parent_label
 from fastai.metrics import error_rate
@@ -17,14 +18,14 @@ from fastai_clr.snapshots import SnapshotSaver
 from fastai_clr.all import demo_pictures, demo_weights, picture_dls, picture_learner
 from results import write_section
 
-ARCH,CYCLES,LR = 'tf_efficientnet_lite0',5,1e-3
+ARCH,LR = 'tf_efficientnet_lite0',1e-3
 
 def make_learner(o, tmp, seed):
     "The network with its head trained, all of it to be trained on"
     set_seed(seed, reproducible=True)
     pictures = o.data.partition('=')[2] if o.data else demo_pictures(tmp/'pictures')
     dls = picture_dls(pictures, size=o.size, bs=64, flip=bool(o.data))
-    learn = picture_learner(dls, ARCH, path=tmp, weights=demo_weights(tmp), metrics=error_rate)
+    learn = picture_learner(dls, ARCH, path=tmp, weights=demo_weights(tmp), metrics=error_rate, cbs=ChannelsLast())
     with learn.no_bar(), learn.no_logging(): learn.precompute(check=False).fit_sgdr(2, 1, 3e-3)
     learn.unfreeze()
     return learn,pictures
@@ -41,17 +42,17 @@ def cells(o, tmp, seed):
     "Errors of one seed, by method; those that are saved are not trained again"
     res,lrs = {},None
     for method in 'cosine','sgdr':
-        file = Path(o.cells)/f'{o.name}-{o.size}-{method}-{seed}.json'
+        file = Path(o.cells)/f'{o.name}-{o.size}-{o.cycles}-{method}-{seed}.json'
         if not file.exists():
             learn,pictures = make_learner(o, tmp, seed)
             lrs = learn.group_lrs(LR, 3)
             set_seed(seed, reproducible=True)
             start = time.time()
             with learn.no_bar():
-                if method=='cosine': learn.fit_sgdr(1, CYCLES, lrs)
-                else: learn.fit_sgdr(CYCLES, 1, lrs, 1, snapshots=f'{o.name}-{seed}', overwrite=True)
+                if method=='cosine': learn.fit_sgdr(1, o.cycles, lrs)
+                else: learn.fit_sgdr(o.cycles, 1, lrs, 1, snapshots=f'{o.name}-{seed}', overwrite=True)
             secs = time.time()-start
-            with learn.no_bar(), learn.no_logging(): cell = dict(seconds=secs, **(score_cosine if method=='cosine' else score_sgdr)(learn, pictures, f'{o.name}-{seed}'))
+            with learn.no_bar(), learn.no_logging(): cell = dict(seconds=secs, **(score_cosine if method=='cosine' else score_sgdr)(learn, pictures, f'{o.name}-{seed}', o.cycles))
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(cell))
         cell = json.loads(file.read_text())
@@ -59,19 +60,19 @@ def cells(o, tmp, seed):
         res.update(cell, **{f'seconds of {method}': cell['seconds']})
     return res
 
-def score_cosine(learn, pictures, name):
+def score_cosine(learn, pictures, name, n):
     dl,targs = test_dl(learn, pictures)
     preds,own = learn.get_preds(dl=dl)
     return {'one long cosine': error(preds, own if targs is None else targs)}
 
-def score_sgdr(learn, pictures, name):
+def score_sgdr(learn, pictures, name, n):
     "The last model, ensembles of the last so many, and the averages"
     dl,targs = test_dl(learn, pictures)
     preds,own = learn.get_preds(dl=dl)
     targs = own if targs is None else targs
     res = {'last model of SGDR': error(preds, targs)}
-    for m in range(2, CYCLES+1): res[f'ensemble of the last {m}'] = error(learn.snapshot_preds(name, m, dl=dl)[0], targs)
-    for m in range(2, CYCLES+1): res[f'mean weights of the last {m}'] = error(learn.average_snapshots(name, m).get_preds(dl=dl)[0], targs)
+    for m in range(2, n+1): res[f'ensemble of the last {m}'] = error(learn.snapshot_preds(name, m, dl=dl)[0], targs)
+    for m in range(2, n+1): res[f'mean weights of the last {m}'] = error(learn.average_snapshots(name, m).get_preds(dl=dl)[0], targs)
     return res
 
 def bench_errors(o):
@@ -79,15 +80,15 @@ def bench_errors(o):
     names = [k for k in runs[0] if not k.startswith('seconds')]
     rows = '\n'.join(f"| {k} | {mean(r[k] for r in runs):.4f} | {stdev([r[k] for r in runs]) if len(runs)>1 else 0:.4f} | {', '.join(f'{r[k]:.4f}' for r in runs)} |" for k in names)
     best = min(names, key=lambda k: mean(r[k] for r in runs))
-    ens,one,last = (mean(r[k] for r in runs) for k in (f'ensemble of the last {CYCLES}','one long cosine','last model of SGDR'))
-    write_section(f'Snapshots on {o.name}', f"bench_snapshots.py{f' --data {o.name}=PATH' if o.data else ''} --size {o.size} --seeds {' '.join(map(str, o.seeds))}",
-f"""{ARCH}, {o.size} px, {CYCLES} epochs for each: one cosine of {CYCLES} epochs, against {CYCLES} cycles of one epoch; lr {LR:g} for the head, each group 3 times lower than the next. Error on {'`test`' if o.data and Path(o.data.partition('=')[2], 'test').is_dir() else 'the held-out fifth'}, by seed.
+    ens,one,last = (mean(r[k] for r in runs) for k in (f'ensemble of the last {o.cycles}','one long cosine','last model of SGDR'))
+    write_section(f'Snapshots on {o.name}', f"bench_snapshots.py{f' --data {o.name}=PATH' if o.data else ''} --size {o.size} --cycles {o.cycles} --seeds {' '.join(map(str, o.seeds))}",
+f"""{ARCH}, {o.size} px, {o.cycles} epochs for each: one cosine of {o.cycles} epochs, against {o.cycles} cycles of one epoch; lr {LR:g} for the head, each group 3 times lower than the next. Error on {'`test`' if o.data and Path(o.data.partition('=')[2], 'test').is_dir() else 'the held-out fifth'}, by seed.
 
 | method | mean error | standard deviation | seeds |
 |---|---|---|---|
 {rows}
 
-The ensemble of all {CYCLES} snapshots {'beats' if ens<one else 'does not beat'} the one long cosine of the same cost ({ens:.4f} against {one:.4f}), and {'beats' if ens<last else 'does not beat'} SGDR's last model ({last:.4f}). The best on average: {best}.""")
+The ensemble of all {o.cycles} snapshots {'beats' if ens<one else 'does not beat'} the one long cosine of the same cost ({ens:.4f} against {one:.4f}), and {'beats' if ens<last else 'does not beat'} SGDR's last model ({last:.4f}). The best on average: {best}.""")
 
 # What it costs
 
@@ -147,6 +148,7 @@ if __name__=='__main__':
     p.add_argument('--only', choices=PARTS, default='errors')
     p.add_argument('--data', metavar='NAME=PATH', help='a folder with train and valid, and perhaps test')
     p.add_argument('--size', type=int, default=64, help='pixels')
+    p.add_argument('--cycles', type=int, default=5, help='of one epoch each')
     p.add_argument('--seeds', type=int, nargs='+', default=[0,1,2])
     p.add_argument('--cells', default='runs/bench_snapshots', help='folder of the results of single runs')
     o = p.parse_args()

@@ -81,10 +81,10 @@ def _fit(learn, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, keep, 
         learn.fit(n_epoch, cbs=L([scheduler, *extra]) + cbs, wd=wd, start_epoch=start_epoch, reset_opt=reset_opt and built)
 
 def _resume(stack, learn, name, start_epoch, plan):
-    "Whether the fit goes on from a checkpoint"
+    "Whether the fit is one that began before, from whose snapshots it may go on"
     if name is None: return False
     if start_epoch: raise ValueError(f"`resume` finds the epoch to start from by itself: leave out `start_epoch`, got {start_epoch}")
-    return stack.enter_context(Resumable(learn, name, **plan)).state is not None
+    return stack.enter_context(Resumable(learn, name, **plan)).going_on
 
 def _snapshots(stack, learn, name, keep, overwrite, going_on, n_cycles):
     "The callback that saves snapshots, if they are wanted, with its name claimed"

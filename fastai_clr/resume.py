@@ -31,11 +31,12 @@ def _encode(o, depth=0):
     "`o` as plain values, tensors, lists and dicts with tags"
     if depth>30: raise CannotKeep(f'{type(o).__name__} that holds itself')
     def inner(v): return _encode(v, depth+1)
-    if o is None or isinstance(o, (bool,int,float,str,bytes)) and type(o).__module__=='builtins': return o
+    if o is None or isinstance(o, (bool,int,float,str)) and type(o).__module__=='builtins': return o
     if isinstance(o, np.generic): return inner(o.item())
     if isinstance(o, torch.Tensor): return _encode_tensor(o)
     if isinstance(o, np.ndarray): return _encode_array(o)
     if isinstance(o, Path): return {'path': str(o)}
+    if isinstance(o, bytes): return {'bytes': o.hex()}
     if isinstance(o, dict): return {'dict': [[inner(k),inner(v)] for k,v in o.items()]}
     if isinstance(o, L): return {'L': list(map(inner, o))}
     if isinstance(o, tuple): return tuple(map(inner, o))
@@ -83,6 +84,7 @@ def _decode_state(e, now):
 
 # %% ../nbs/04_resume.ipynb #302c2f62
 def _decode_vars(e, now):
+    for k in vars(now).keys()-e['vars'].keys(): del vars(now)[k]
     for k,v in e['vars'].items(): vars(now)[k] = _decode(v, vars(now).get(k))
     return now
 
@@ -90,6 +92,7 @@ _decoders = dict(
     tensor=lambda e,now: e['tensor'].to(e['device']),
     array=lambda e,now: np.frombuffer(e['array'].numpy().tobytes(), np.dtype(e['dtype'])).reshape(e['shape']).copy(),
     path=lambda e,now: Path(e['path']),
+    bytes=lambda e,now: bytes.fromhex(e['bytes']),
     dict=lambda e,now: {_decode(k): _decode(v, _at(now, k)) for k,v in e['dict']},
     L=lambda e,now: L(_decode(v, _at(now, i)) for i,v in enumerate(e['L'])),
     set=lambda e,now: {_decode(v) for v in e['set']},
@@ -142,7 +145,7 @@ def learner_state(
     model,opt,unknown = get_model(learn.model),learn.opt,[]
     return dict(model=_encode(model.state_dict()), grads=_encode_grads(model), training=[m.training for m in model.modules()],
         trainable=[p.requires_grad for p in model.parameters()], opt=None if opt is None else _encode(opt.state_dict()),
-        frozen_idx=getattr(opt, 'frozen_idx', 0), train_iter=getattr(learn, 'train_iter', 0),
+        frozen_idx=getattr(opt, 'frozen_idx', 0), train_iter=getattr(learn, 'train_iter', None),
         cbs={cb.name: _cb_state(cb, unknown) for cb in learn.cbs if not _is_display(cb)}, loaders=[_loader_state(o) for o in learn.dls.loaders],
         random=_encode(get_random_states())),unknown
 
@@ -159,7 +162,7 @@ def load_learner_state(
     if state['opt'] is not None:
         learn.opt.load_state_dict(_decode(state['opt']))
         learn.opt.frozen_idx = state['frozen_idx']
-    learn.train_iter = state['train_iter']
+    if state['train_iter'] is not None: learn.train_iter = state['train_iter']
     for cb in learn.cbs: _load_cb_state(cb, state['cbs'].get(cb.name, {}))
     for dl,v in zip(learn.dls.loaders, state['loaders']): _load_loader_state(dl, v)
     set_random_states(**_decode(state['random']))
@@ -192,6 +195,8 @@ def _sha(file):
     with open(file, 'rb') as f:
         for b in iter(lambda: f.read(1<<20), b''): h.update(b)
     return h.hexdigest()
+
+def _seal(info): return hashlib.sha256(json.dumps({k:v for k,v in info.items() if k!='seal'}, sort_keys=True).encode()).hexdigest()[:16]
 
 def _no_address(o): return re.sub(r' at 0x[0-9a-fA-F]+', '', repr(o))
 
@@ -257,7 +262,7 @@ class Resumable:
         self.of,self.rows,self.start,self.warned = _describe(self.learn, self.plan),[],0,False
         self.lock = claim_folder(self.folder, 0, '`resume`')
         try:
-            for o in self.folder.glob('.epoch-*'): o.unlink()   # of a process that was killed
+            for o in self.folder.glob('.*'): o.unlink()   # of a process that was killed
             self._read()
         except BaseException:
             self.lock.release(force=True)
@@ -283,8 +288,9 @@ def _files(self:Resumable): return sorted(self.folder.glob('epoch-*.json'), key=
 
 @patch
 def _read(self:Resumable):
-    "The newest checkpoint that is whole, if there is any"
-    files = self._files()
+    "The newest checkpoint that is whole, if there is any; without one, the run may have begun all the same"
+    files,begun = self._files(),self.folder/'begun.json'
+    self.going_on = bool(files) or begun.exists() and begun.read_text(encoding='utf-8')==json.dumps(self.of, indent=1)
     for o in files[::-1]:
         try: info,state = _open(o)
         except (OSError,ValueError,KeyError,TypeError,RuntimeError,pickle.UnpicklingError) as e: warnings.warn(f"the checkpoint {o} is damaged ({e}): looking for the one before it")
@@ -295,6 +301,7 @@ def _open(file):
     "A checkpoint's description and state, `None` for the state if its format is another"
     info = json.loads(file.read_text(encoding='utf-8'))
     if info['format']!=_FORMAT: return info,None
+    if _seal(info)!=info['seal']: raise ValueError('its description is not what was written')
     if _sha(file.with_suffix('.pth'))!=info['sha256']: raise ValueError('its content is not what was written')
     return info,torch.load(file.with_suffix('.pth'), map_location='cpu', weights_only=True)
 
@@ -312,21 +319,22 @@ def _take(self:Resumable, file, info, state):
 @patch
 def _do_fit(self:Resumable):
     "The Learner's loop, from where the checkpoint says"
-    learn = self.learn
+    learn,begun = self.learn,self.folder/'begun.json'
+    write_atomic(begun, lambda f: f.write_text(json.dumps(self.of, indent=1), encoding='utf-8'))
     del learn._do_fit   # so that an export within the fit is of a plain Learner
     ended = self._restore() if self.state is not None else None
     if ended=='cancelled': raise CancelFitException()
     try:
         for epoch in range(learn.n_epoch if ended else self.start, learn.n_epoch): self._do_epoch(epoch)
     except CancelFitException:
-        self._save(learn.epoch, 'cancelled')
+        self._save(self.epoch, 'cancelled')
         raise
     if not ended: self._save(learn.n_epoch-1, 'done')
 
 @patch
 def _do_epoch(self:Resumable, epoch):
     learn = self.learn
-    learn.epoch = epoch
+    learn.epoch = self.epoch = epoch
     learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
     if epoch+1<learn.n_epoch: self._save(epoch, None)
 
@@ -353,7 +361,9 @@ def _save(self:Resumable, epoch, ended):
     info = dict(format=_FORMAT, epoch=epoch, ended=ended, time=time.strftime('%Y-%m-%d %H:%M:%S'), torch=torch.__version__, of=self.of)
     try:
         write_atomic(file, lambda f: torch.save(dict(learner=state, rows=self.rows), f))
-        write_atomic(file.with_suffix('.json'), lambda f: f.write_text(json.dumps({**info, 'sha256': _sha(file)}, indent=1), encoding='utf-8'))
+        info['sha256'] = _sha(file)
+        info['seal'] = _seal(info)
+        write_atomic(file.with_suffix('.json'), lambda f: f.write_text(json.dumps(info, indent=1), encoding='utf-8'))
     except (OSError,RuntimeError) as e: warnings.warn(f"the checkpoint after epoch {epoch} could not be written to {self.folder} ({e}): training goes on, and the one before it stays")
     else: self._drop_old()
 

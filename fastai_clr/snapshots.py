@@ -218,13 +218,17 @@ def _preds(learn, files, ds_idx, dl):
         yield preds.float(),targs
 
 # %% ../nbs/03_snapshots.ipynb #909b6bca
+def _inverse(loss_func):
+    "What undoes the loss function's activation, found by trying"
+    act,p = getcallable(loss_func, 'activation'),torch.tensor([[.1,.9]])
+    for f in (noop,torch.log,torch.logit):
+        if torch.allclose(act(f(p)), p): return f
+    raise ValueError(f"an ensemble's loss, and its export, need a loss function whose activation is softmax, sigmoid or none, got {loss_func}")
+
 def _before_activation(loss_func, preds):
-    "What a model would have to give out for `preds`: the inverse of the loss function's activation"
-    act,tiny = getcallable(loss_func, 'activation'),torch.finfo(preds.dtype).tiny
-    for inverse in (noop, lambda o: o.clamp_min(tiny).log(), lambda o: torch.logit(o, 1e-7)):
-        raw = inverse(preds)
-        if torch.allclose(act(raw), preds, atol=1e-5): return raw
-    raise ValueError(f"the loss of an ensemble needs a loss function whose activation is softmax, sigmoid or none, got {loss_func}")
+    "What a model would have to give out for `preds`; certainty stays finite"
+    f = _inverse(loss_func)
+    return f(preds) if f is noop else f(preds.clamp(torch.finfo(preds.dtype).tiny, 1 if f is torch.log else 1-torch.finfo(preds.dtype).eps))
 
 def _losses(learn, preds, targs):
     "Loss of each item"
@@ -251,13 +255,11 @@ def snapshot_preds(self:Learner,
 # %% ../nbs/03_snapshots.ipynb #597c68c0
 def _ensemble(learn, files, ws):
     "A model of all snapshots, made of fastai's layers"
-    act,members = getcallable(learn.loss_func, 'activation'),[]
+    act,inverse,members = getcallable(learn.loss_func, 'activation'),_inverse(learn.loss_func),[]
     for f,w in zip(files, ws):
         _load(learn, f)
         members.append(nn.Sequential(deepcopy(get_model(learn.model)), Lambda(act), Lambda(partial(operator.mul, w)), Lambda(partial(torch.unsqueeze, dim=0))))
-    p = torch.tensor([[.1,.9]])   # of which a softmax or a sigmoid gives something else
-    inverse = [] if torch.allclose(act(p), p) else [Lambda(torch.log)] if torch.allclose(act(p.log()), p) else [Lambda(torch.logit)]
-    return nn.Sequential(Cat(members, dim=0), Lambda(partial(torch.sum, dim=0)), *inverse)
+    return nn.Sequential(Cat(members, dim=0), Lambda(partial(torch.sum, dim=0)), *([] if inverse is noop else [Lambda(inverse)]))
 
 @contextmanager
 def _other_model(learn, model):

@@ -1,13 +1,21 @@
 "`snapshots`: what is kept at a cycle's end, what comes back, and when training stops"
-import json, numpy as np, pandas as pd, pytest, torch
+import copy, gc, json, random, subprocess, sys
+from types import SimpleNamespace
+import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, torch, torch.nn.functional as F
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException, CancelValidException
-from fastai.learner import AvgMetric, mk_metric
-from fastai.metrics import accuracy, error_rate
+from fastai.data.core import DataLoaders, Datasets
+from fastai.data.load import DataLoader
+from fastai.learner import AvgMetric, Learner, load_learner, mk_metric
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
+from fastai.metrics import F1Score, accuracy, error_rate
+from torch import nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import TensorDataset
 from fastai_clr import fit # Patches Learner; chkstyle: ignore
 from fastai_clr.cycles import SGDR, CycleScheduler
 from fastai_clr.schedules import CosineRestarts
-from fastai_clr.snapshots import SnapshotSaver, StopOnOverfit, _direction
-from learners import Cancel, Watch, learner, same, two_groups, weights
+from fastai_clr.snapshots import SnapshotSaver, StopOnOverfit, _before_activation, _direction
+from learners import Cancel, Watch, learner, quiet, same, two_groups, weights
 
 CR = CosineRestarts
 
@@ -84,7 +92,7 @@ def test_failing_write_leaves_nothing(tmp_path, monkeypatch, at):
     def replace(a, b): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(*((torch, 'save', save) if at=='save' else ('fastai_clr.snapshots.os.replace', replace)))
     with pytest.raises(OSError): learn.fit_sgdr(1, lr_max=.01, snapshots='run')
-    assert not list(folder(tmp_path).iterdir())
+    assert not list(tmp_path.rglob('cycle-*')) and not list(tmp_path.rglob('.cycle-*'))
     monkeypatch.undo()
     learn.fit_sgdr(1, lr_max=.01, snapshots='run')
     assert len(learn.snapshots('run'))==1, 'an empty folder is free'
@@ -103,7 +111,7 @@ def test_names_that_are_there(fitted, tmp_path):
     learn,_ = fitted
     before = {o.name: o.read_bytes() for o in folder(tmp_path).iterdir()}
     state = weights(learn)
-    with pytest.raises(ValueError, match=f"`snapshots` named 'run' are there already: choose another name, or delete {folder(tmp_path)}"):
+    with pytest.raises(ValueError, match=f"`snapshots` named 'run' are there already: choose another name, pass `overwrite=True`, or delete {folder(tmp_path)}"):
         learn.fit_sgdr(1, lr_max=.1, snapshots='run')
     assert {o.name: o.read_bytes() for o in folder(tmp_path).iterdir()}==before and same(state, weights(learn))
     learn.fit_sgdr(1, lr_max=.1, snapshots='other')
@@ -156,12 +164,14 @@ def test_there_are_none(tmp_path):
 def test_loading_runs_no_code(fitted, tmp_path):
     learn,_ = fitted
     torch.save(Watch(), folder(tmp_path)/'cycle-002.pth')
-    with pytest.raises(Exception, match='(?i)weights.only'): learn.load_snapshot('run')
+    with pytest.raises(ValueError, match="can't be read .*(?i:weights.only)"): learn.load_snapshot('run')
 
 def test_another_model(fitted, tmp_path):
     fitted[0]
     other = two_groups(2, path=tmp_path)
-    with pytest.raises(RuntimeError, match='state_dict'): other.load_snapshot('run')
+    before = weights(other)
+    with pytest.raises(ValueError, match='is of another model than this one: it is without 0.bias, 0.weight, 1.bias, 1.weight; it has besides a, b'): other.load_snapshot('run')
+    assert same(before, weights(other))
 
 def test_more_than_999_cycles_stay_in_order(tmp_path):
     learn = learner(2, path=tmp_path)
@@ -309,3 +319,308 @@ def test_the_next_fit_knows_nothing_of_it():
     assert learn.recorder.stopped
     learn.fit_sgdr(2, patience=1, lr_max=1e-4, cycle_mult=1)
     assert learn.recorder.stopped is None
+
+# Keeping some, and taking another's place
+
+def names(path, name='run'): return sorted(o.name for o in folder(path, name).iterdir())
+
+@pytest.mark.parametrize('keep,left', [(1,[3]), (2,[2,3]), (4,[0,1,2,3]), (9,[0,1,2,3])])
+def test_keep(tmp_path, keep, left):
+    learn,watch = learner(3, path=tmp_path),Watch()
+    learn.fit_sgdr(4, 1, .02, 1, snapshots='run', keep=keep, cbs=watch)
+    assert names(tmp_path)==[f'cycle-{i:03d}.{e}' for i in left for e in ('json','pth')] and list(learn.snapshots('run')['cycle'])==left
+    for i in left: assert same(weights(learn.load_snapshot('run', i)), watch.states[i])
+
+@pytest.mark.parametrize('keep', [0, -1, 1.5, True, '1'])
+def test_bad_keep(tmp_path, keep):
+    with pytest.raises(ValueError, match='`keep` must be a whole number of snapshots, at least 1, or None for all, got'): learner(2, path=tmp_path).fit_sgdr(1, snapshots='run', keep=keep)
+
+@pytest.mark.parametrize('kw', [dict(keep=1), dict(overwrite=True)])
+def test_keep_and_overwrite_are_for_snapshots(kw):
+    with pytest.raises(ValueError, match='`keep` and `overwrite` are for `snapshots`: pass a name'): learner(2).fit_sgdr(1, **kw)
+
+def test_overwrite(fitted, tmp_path):
+    "The old ones stay until the first new one is whole, then go"
+    learn,_ = fitted
+    before = {o.name: o.read_bytes() for o in folder(tmp_path).iterdir()}
+    with pytest.raises(KeyboardInterrupt): learn.fit_sgdr(2, 2, .01, 1, snapshots='run', overwrite=True, cbs=Cancel('after_batch', KeyboardInterrupt, lambda o: o.epoch==1))
+    assert {o.name: o.read_bytes() for o in folder(tmp_path).iterdir()}==before
+    learn.fit_sgdr(2, 1, .01, 1, snapshots='run', overwrite=True)
+    assert names(tmp_path)==['cycle-000.json','cycle-000.pth','cycle-001.json','cycle-001.pth'] and (folder(tmp_path)/'cycle-000.pth').read_bytes()!=before['cycle-000.pth']
+
+def test_a_run_that_failed_leaves_its_name_free(tmp_path):
+    learn = learner(3, path=tmp_path)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError): learn.fit_sgdr(2, snapshots='run', cbs=Callback(after_batch=lambda self: 1/0))
+    learn.fit_sgdr(1, snapshots='run')
+
+def test_another_process_has_the_name(tmp_path):
+    (tmp_path/'models/snapshots').mkdir(parents=True)
+    code = "import sys\nfrom filelock import FileLock\nl = FileLock(sys.argv[1])\nl.acquire()\nprint('held', flush=True)\ninput()"
+    p = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'models/snapshots/.run.lock')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert p.stdout.readline()=='held\n'
+        learn = learner(2, path=tmp_path)
+        before = weights(learn)
+        for kw in {},dict(overwrite=True):
+            with pytest.raises(ValueError, match="`snapshots` 'run' are being written by another run: choose another name"): learn.fit_sgdr(1, lr_max=.1, snapshots='run', **kw)
+        assert same(before, weights(learn))
+    finally:
+        p.kill()
+        p.wait()
+    learn.fit_sgdr(1, snapshots='run')
+
+def test_no_room(tmp_path, monkeypatch):
+    "Said before training, from what all of them need"
+    learn = two_groups(2, path=tmp_path)
+    one = sum(o.numel()*o.element_size() for o in weights(learn).values())
+    for n,kw,free in [(5,{},5*one), (5,dict(keep=2),3*one), (1,{},one)]:
+        monkeypatch.setattr('fastai_clr.snapshots.shutil.disk_usage', lambda o: SimpleNamespace(free=free-1))
+        with pytest.raises(OSError, match="`snapshots` 'run' need .* MB, and .* has .* MB left: make room, or keep fewer"): learn.fit_sgdr(n, 1, .1, 1, snapshots='run', overwrite=True, **kw)
+        monkeypatch.setattr('fastai_clr.snapshots.shutil.disk_usage', lambda o: SimpleNamespace(free=free))
+        learn.fit_sgdr(n, 1, .1, 1, snapshots='run', overwrite=True, **kw)
+
+def test_a_folder_that_cant_be_written(tmp_path):
+    (tmp_path/'models').write_text('a file')
+    learn = learner(2, path=tmp_path)
+    before = weights(learn)
+    with pytest.raises(OSError, match="`snapshots` can't be written to .* set `learn.path` or `learn.model_dir`"): learn.fit_sgdr(1, lr_max=.1, snapshots='run')
+    assert same(before, weights(learn))
+
+# Ensembles
+
+class Two(nn.Module):
+    "Two inputs, BatchNorm and dropout"
+    def __init__(self, n): super().__init__(); self.l = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(.2), nn.Linear(6, n))
+    def forward(self, a, b): return self.l(torch.cat([a,b], 1))
+
+X,Y = torch.randn(50, 4, generator=torch.Generator().manual_seed(1)),torch.arange(50)%3
+TARGETS = dict(softmax=(3, CrossEntropyLossFlat(), Y), sigmoid=(3, BCEWithLogitsLossFlat(), F.one_hot(Y).float()), none=(1, MSELossFlat(), Y[:,None].float()))
+
+def tasks(kind, path, two=False, **kw):
+    "A trained Learner with four snapshots named run"
+    n,loss,y = copy.deepcopy(TARGETS[kind])
+    torch.manual_seed(0)
+    random.seed(0)
+    ins = (X[:,:1],X[:,1:]) if two else (X,)
+    dls = DataLoaders(*(DataLoader(TensorDataset(*[o[sl] for o in ins], y[sl]), bs=8, shuffle=s, drop_last=s, num_workers=0) for sl,s in ((slice(0,30),True),(slice(30,None),False))))
+    dls.n_inp = len(ins)
+    model = Two(n) if two else nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(.2), nn.Linear(6, n))
+    learn = quiet(Learner(dls, model, loss_func=loss, path=path, metrics=kw.pop('metrics', None)))
+    learn.fit_sgdr(4, 1, .1, 1, snapshots='run', **kw)
+    return learn
+
+def by_hand(learn, cycles, shares, xs, n=1):
+    "The mean of the activations of each model"
+    model,res = copy.deepcopy(learn.model).eval(),0
+    for c,w in zip(cycles, shares):
+        model.load_state_dict(torch.load(folder(learn.path)/f'cycle-{c:03d}.pth'))
+        with torch.no_grad(): out = model(*xs)
+        res = res + w*{'CrossEntropyLoss': lambda o: o.softmax(1), 'BCEWithLogitsLoss': torch.sigmoid, 'MSELoss': lambda o: o}[type(learn.loss_func.func).__name__](out)
+    return res
+
+@pytest.mark.parametrize('two', [False,True])
+@pytest.mark.parametrize('kind', TARGETS)
+def test_an_ensemble_is_the_mean(tmp_path, kind, two):
+    learn = tasks(kind, tmp_path, two)
+    xs = [o[30:] for o in ((X[:,:1],X[:,1:]) if two else (X,))]
+    before = weights(learn)
+    for kw,cycles,shares in [({}, range(4), [.25]*4), (dict(last=1), [3], [1]), (dict(last=2), [2,3], [.5,.5]), (dict(last=3, weights=[1,0,3]), [1,2,3], [.25,0,.75])]:
+        preds,targs = learn.snapshot_preds('run', **kw)
+        torch.testing.assert_close(preds, by_hand(learn, cycles, shares, xs))
+        assert torch.equal(targs, TARGETS[kind][2][30:]) and same(before, weights(learn))
+
+def test_an_ensemble_on_other_data(tmp_path):
+    learn = tasks('softmax', tmp_path)
+    preds,targs = learn.snapshot_preds('run', ds_idx=0)
+    torch.testing.assert_close(preds, by_hand(learn, range(4), [.25]*4, [X[:30]]))
+    dl = DataLoader(TensorDataset(X[5:9], Y[5:9]), bs=3, num_workers=0)
+    preds,targs = learn.snapshot_preds('run', dl=dl)
+    torch.testing.assert_close(preds, by_hand(learn, range(4), [.25]*4, [X[5:9]]))
+    assert torch.equal(targs, Y[5:9])
+
+LOSSES = dict(softmax=lambda p,y: F.nll_loss(p.log(), y, reduction='none'), sigmoid=lambda p,y: F.binary_cross_entropy(p, y, reduction='none').mean(1), none=lambda p,y: ((p-y)**2).mean(1))
+
+@pytest.mark.parametrize('kind', TARGETS)
+def test_the_loss_of_an_ensemble(tmp_path, kind):
+    "That of its mean probabilities, item by item"
+    preds,targs,losses = tasks(kind, tmp_path).snapshot_preds('run', with_loss=True)
+    torch.testing.assert_close(losses, LOSSES[kind](preds, targs), rtol=1e-4, atol=1e-5)
+
+def test_the_loss_of_an_odd_activation(tmp_path):
+    learn = tasks('none', tmp_path)
+    learn.loss_func.activation = lambda o: o**3+7
+    with pytest.raises(ValueError, match='whose activation is softmax, sigmoid or none'): learn.snapshot_preds('run', with_loss=True)
+    learn.snapshot_preds('run')
+    new = exported('none', tmp_path/'b')
+    new.loss_func = learn.loss_func
+    with pytest.raises(ValueError, match='whose activation is softmax, sigmoid or none'): new.export_ensemble('e.pkl')
+
+def test_certain_predictions_have_a_finite_loss(tmp_path):
+    "As those of a float that is 0 or 1"
+    for kind in 'softmax','sigmoid':
+        raw = _before_activation(TARGETS[kind][1], torch.tensor([[0.,1.,0.]]))
+        assert torch.isfinite(raw).all()
+        torch.testing.assert_close(TARGETS[kind][1].activation(raw), torch.tensor([[0.,1.,0.]]))
+
+def test_memory_does_not_grow_with_snapshots(tmp_path, monkeypatch):
+    "Models and predictions alive while the last snapshot predicts"
+    learn,live = tasks('softmax', tmp_path),{}
+    monkeypatch.setattr(learn, 'get_preds', lambda *args, real=learn.get_preds: (live.__setitem__(last, sum(isinstance(o, torch.Tensor) for o in gc.get_objects())), real(*args))[1])
+    for last in 3,4: learn.snapshot_preds('run', last)
+    assert live[4]<=live[3]
+
+def test_weights_come_back_after_an_error(tmp_path):
+    learn,n = tasks('softmax', tmp_path),[]
+    before = weights(learn)
+    class Fails(Callback):
+        def after_validate(self):
+            n.append(1)
+            if len(n)==3: 1/0
+    learn.add_cb(Fails())
+    with pytest.raises(ZeroDivisionError): learn.snapshot_preds('run')
+    assert len(n)==3 and same(before, weights(learn))
+
+def test_a_loader_that_shuffles(tmp_path):
+    learn = tasks('softmax', tmp_path)
+    dl = torch.utils.data.DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)
+    with pytest.raises(ValueError, match='`dl` gives its items in another order each time'): learn.snapshot_preds('run', dl=dl)
+
+@pytest.mark.parametrize('last', [0, -1, 5, 1.5, True, '2'])
+def test_bad_last(tmp_path, last):
+    learn = tasks('softmax', tmp_path)
+    before = weights(learn)
+    for f in learn.snapshot_preds,learn.average_snapshots,learn.snapshot_scores,lambda n,last: learn.export_ensemble('x.pkl', n, last):
+        with pytest.raises((ValueError,TypeError), match='`last` must be a whole number from 1 to the 4 snapshots|fastai exports'): f('run', last)
+    assert same(before, weights(learn))
+
+@pytest.mark.parametrize('ws', [[1], [1]*5, [0]*4, [1,1,1,-1], [1,1,1,float('nan')], [1,1,1,'1'], [True,'',None,1]])
+def test_bad_weights(tmp_path, ws):
+    with pytest.raises(ValueError, match='`weights` must be 4 numbers from 0 up, one a snapshot and not all 0, got'): tasks('softmax', tmp_path).snapshot_preds('run', weights=ws)
+
+@pytest.mark.parametrize('f', ['snapshot_preds','average_snapshots','snapshot_scores','plot_snapshots','load_snapshot','snapshots'])
+def test_unknown_names(tmp_path, f):
+    learn = tasks('softmax', tmp_path)
+    with pytest.raises(FileNotFoundError, match="no snapshots named 'other' in .*: there are run"): getattr(learn, f)('other')
+    with pytest.raises(ValueError, match='`snapshots` must be a plain name'): getattr(learn, f)('../run')
+
+@pytest.mark.parametrize('how,words', [('truncated',"can't be read"), ('missing','is gone'), ('other','is of another model than this one: it has in other shapes 0.weight')])
+@pytest.mark.parametrize('f', ['snapshot_preds','average_snapshots','load_snapshot'])
+def test_a_bad_file(tmp_path, f, how, words):
+    "The Learner's weights stay"
+    learn = tasks('softmax', tmp_path)
+    file,before = folder(tmp_path)/'cycle-003.pth',weights(learn)
+    if how=='truncated': file.write_bytes(file.read_bytes()[:99])
+    elif how=='missing': file.unlink()
+    else: torch.save({**before, '0.weight': torch.zeros(6, 5)}, file)
+    with pytest.raises((ValueError,FileNotFoundError), match=words): getattr(learn, f)('run')
+    assert same(before, weights(learn))
+
+# An ensemble to hand on
+
+BARE = """
+import sys
+sys.modules['fastai_clr'] = None   # as if it were not installed
+import torch
+from fastai.learner import load_learner
+learn = load_learner(sys.argv[1])
+preds = learn.get_preds(dl=learn.dls.test_dl(list(range(30, 50))))[0]
+torch.save(preds, sys.argv[2])
+assert 'fastai_clr.snapshots' not in sys.modules
+"""
+
+def exported(kind, path):
+    learn,(n,loss,y) = tasks(kind, path),TARGETS[kind]
+    data = Datasets(list(range(50)), [[X.__getitem__],[y.__getitem__]], splits=[range(30),range(30,50)])
+    new = quiet(Learner(data.dataloaders(bs=8, num_workers=0), learn.model, loss_func=loss, path=path))
+    new.snapshot_name = learn.snapshot_name
+    return new
+
+@pytest.mark.parametrize('kind', TARGETS)
+def test_export(tmp_path, kind):
+    "Predicts with the ensemble; the Learner is as before"
+    learn = exported(kind, tmp_path)
+    before,model,opt,splitter = weights(learn),learn.model,learn.opt,learn.splitter
+    learn.export_ensemble('e.pkl', last=3, weights=[1,1,2])
+    assert (learn.model,learn.opt,learn.splitter)==(model,opt,splitter) and same(before, weights(learn))
+    opened = quiet(load_learner(tmp_path/'e.pkl'))
+    torch.testing.assert_close(opened.get_preds(dl=learn.dls.valid)[0], by_hand(learn, [1,2,3], [.25,.25,.5], [X[30:]]), rtol=1e-5, atol=1e-5)
+    learn.fit(1)
+
+def test_export_opens_without_this_package(tmp_path):
+    learn = exported('softmax', tmp_path)
+    learn.export_ensemble(tmp_path/'e.pkl', 'run')
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', BARE, str(tmp_path/'e.pkl'), str(tmp_path/'preds.pth')], capture_output=True, text=True)
+    assert p.returncode==0, p.stderr
+    torch.testing.assert_close(torch.load(tmp_path/'preds.pth'), by_hand(learn, range(4), [.25]*4, [X[30:]]), rtol=1e-5, atol=1e-5)
+
+def test_export_refuses(tmp_path):
+    learn = tasks('softmax', tmp_path/'a', two=True)
+    with pytest.raises(ValueError, match='for models of one input, and this one has 2'): learn.export_ensemble('e.pkl', 'run')
+    with pytest.raises(TypeError, match='fastai exports Learners whose data are its own Datasets'): tasks('softmax', tmp_path/'b').export_ensemble('e.pkl', 'run')
+    learn = exported('softmax', tmp_path/'c')
+    del learn.snapshot_name
+    with pytest.raises(ValueError, match='`name` is needed'): learn.export_ensemble('e.pkl')
+    assert not list(tmp_path.rglob('*.pkl'))
+
+# Averages
+
+@pytest.mark.parametrize('last', [None,1,3])
+@pytest.mark.parametrize('two', [False,True])
+def test_an_average(tmp_path, two, last):
+    "The mean of the weights by hand, BatchNorm by PyTorch's update_bn over the same batches"
+    learn = tasks('softmax', tmp_path, two)
+    states = [torch.load(folder(tmp_path)/f'cycle-{c:03d}.pth') for c in range(4)][-(last or 4):]
+    ref = copy.deepcopy(learn.model)
+    ref.load_state_dict({k: sum(s[k] for s in states)/len(states) if states[0][k].is_floating_point() else states[-1][k] for k in states[0]})
+    rng,dl = torch.get_rng_state(),copy.deepcopy(learn.dls.train.rng)
+    with torch.no_grad():
+        class All(nn.Module):
+            def __init__(self): super().__init__(); self.m = ref
+            def forward(self, xs): return self.m(*xs)
+        update_bn([[tuple(b[:-1])] for b in learn.dls.train], All())
+    torch.set_rng_state(rng)
+    learn.dls.train.rng = dl
+    assert learn.average_snapshots('run', last) is learn
+    for k,v in learn.model.state_dict().items(): torch.testing.assert_close(v, ref.state_dict()[k], rtol=1e-5, atol=1e-6)
+    assert torch.equal(rng, torch.get_rng_state())
+
+def test_an_average_that_fails_leaves_all_as_it_was(tmp_path):
+    learn = tasks('softmax', tmp_path)
+    before = weights(learn)
+    learn.dls.train.after_batch = lambda b: 1/0
+    with pytest.raises(ZeroDivisionError): learn.average_snapshots('run')
+    assert same(before, weights(learn))
+
+# Scores
+
+def test_scores(tmp_path):
+    "Those of `validate` for single models, those of the predictions for ensembles; the Learner is as before"
+    learn = tasks('softmax', tmp_path, metrics=[accuracy,F1Score(average='macro')])
+    before,rng = weights(learn),torch.get_rng_state()
+    df = learn.snapshot_scores('run')
+    assert same(before, weights(learn)) and torch.equal(rng, torch.get_rng_state())
+    assert list(df['kind'])==['snapshot']*4+['ensemble']*4+['average']*4 and list(df['first'])==[0,1,2,3]*3
+    for c in range(4):
+        learn.load_snapshot('run', c)
+        assert df.iloc[c,2:].tolist()==pytest.approx(list(learn.validate()), abs=1e-6)
+        preds,targs,losses = learn.snapshot_preds('run', 4-c, with_loss=True)
+        row = df.iloc[4+c]
+        assert row['valid_loss']==pytest.approx(float(losses.mean()), abs=1e-6) and row['accuracy']==pytest.approx(float((preds.argmax(1)==targs).float().mean()))
+        assert row['f1_score']==pytest.approx(skm.f1_score(targs, preds.argmax(1), average='macro'))
+        assert df.iloc[8+c,2:].tolist()==pytest.approx(list(learn.average_snapshots('run', 4-c).validate()), rel=.2, abs=.1)   # other batches for BatchNorm
+    assert list(learn.snapshot_scores('run', 2, average=False)['kind'])==['snapshot']*2+['ensemble']*2
+
+def test_plots(tmp_path):
+    learn = tasks('softmax', tmp_path, metrics=accuracy)
+    ax = learn.plot_cycles()
+    assert len(ax.lines)==4 and [len(o.get_ydata()) for o in ax.lines]==[3]*4
+    np.testing.assert_allclose(np.concatenate([o.get_ydata() for o in ax.lines]), [float(o) for o in learn.recorder.losses])
+    df,ax = learn.snapshot_scores('run'),learn.plot_snapshots('run', 'accuracy')
+    for line,kind in zip(ax.lines, ['snapshot','ensemble']):
+        np.testing.assert_allclose(line.get_ydata(), df.loc[df.kind==kind, 'accuracy'])
+        assert list(line.get_xdata())==[0,1,2,3]
+    with pytest.raises(ValueError, match="`metric` must be one of valid_loss, accuracy, got 'mae'"): learn.plot_snapshots('run', 'mae')
+    with pytest.raises(ValueError, match='the recorder has no losses of cycles'): learn.plot_cycles()
+    learn.fit(1)
+    with pytest.raises(ValueError, match='the recorder has no losses of cycles'): learn.plot_cycles()

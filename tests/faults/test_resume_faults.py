@@ -4,8 +4,9 @@ import pytest, torch
 import worker_resume as job
 
 stress = bool(os.environ.get('STRESS'))
+# Processes are forked from one that has imported fastai, so that they start at once
 ctx = multiprocessing.get_context('forkserver')
-ctx.set_forkserver_preload(['worker_resume'])
+ctx.set_forkserver_preload(['fastai_clr.fit','fastai.callback.training','fastai.metrics'])
 
 def start(path, *args):
     pipe,theirs = ctx.Pipe(duplex=False)

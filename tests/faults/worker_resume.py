@@ -1,5 +1,5 @@
 "A fit with checkpoints and snapshots, for processes that are killed"
-import os, random, signal, sys, warnings
+import os, random, signal, warnings
 import numpy as np, torch
 from pathlib import Path
 from fastai.callback.training import GradientAccumulation
@@ -19,7 +19,7 @@ class Items:
     def __getitem__(self, i): return torch.tensor([i/60, random.random(), np.random.rand(), torch.rand(1).item()]),torch.tensor(i%3)
 
 def make(path, seed):
-    "A Learner as a new process finds it: with other random numbers each time"
+    "A Learner as a script makes it, with its seed; one that goes on from a checkpoint needs none"
     torch.set_num_threads(1)
     for f in (torch.manual_seed,random.seed,np.random.seed): f(0)
     dls = DataLoaders(DataLoader(Items(), bs=6, shuffle=True, num_workers=0), DataLoader(Items(), bs=20, num_workers=0))
@@ -27,13 +27,13 @@ def make(path, seed):
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=path)
     learn.logger,learn.create_mbar = noop,False
     if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
-    if seed:
+    if any(path.rglob('epoch-*.json')):
         for f in (torch.manual_seed,random.seed,np.random.seed): f(seed)
     return learn
 
 def kill_me(): os.kill(os.getpid(), signal.SIGKILL)
 
-def half_written(file, n):
+def half_written(n):
     "`torch.save` that dies in the middle of the `n`th file"
     real,count = torch.save,[0]
     def save(o, f, *args, **kw):
@@ -49,7 +49,7 @@ def work(path, pipe, seed, at=None):
     "Train, or go on training; tell of each epoch, and what comes out"
     warnings.simplefilter('ignore')
     learn = make(Path(path), seed)
-    if at is not None: half_written(path, at)
+    if at is not None: half_written(at)
     real = learn._do_epoch
     def epoch():
         real()
