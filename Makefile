@@ -10,7 +10,7 @@ help:
 	@echo "make demo    install what the demo needs in .venv, and train on its pictures: the results go to runs/demo"
 	@echo "make test    install what developers need in .venv, and run all checks, as CI does"
 	@echo "make docs    build the documentation site in _docs"
-	@echo "make bench   measure, about ten minutes long, and write benchmarks/RESULTS.md"
+	@echo "make bench   measure, for hours, and write benchmarks/RESULTS.md; each script there can be run by itself"
 	@echo "make clean   delete what was built (not .venv, not runs)"
 	@echo "Another Python: make demo PYTHON=python3.12"
 
@@ -30,7 +30,10 @@ docs: .venv/.installed-dev
 bench: .venv/.installed-dev
 	@echo "Measuring: leave the machine alone meanwhile"
 	@"$(BIN)/python" -W ignore benchmarks/bench_schedules.py
+	@"$(BIN)/python" -W ignore benchmarks/bench_precompute.py
 	@"$(BIN)/python" benchmarks/bench_train.py
+	@"$(BIN)/python" benchmarks/bench_snapshots.py
+	@"$(BIN)/python" benchmarks/bench_snapshots.py --only cost
 
 .venv/.installed-%: $(FACTS)
 	@command -v "$(PYTHON)" >/dev/null || { echo "There is no $(PYTHON) here: name a Python that is, as in make demo PYTHON=python3.12" >&2; exit 1; }

@@ -8,7 +8,8 @@ from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from statistics import median
-import fastai.callback.progress, numpy as np, torch.nn.functional as F
+import numpy as np, torch.nn.functional as F
+from fastai.callback import progress # Adds the progress bar to Learners; chkstyle: ignore
 from fastai.callback.core import Callback, CancelValidException
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -129,7 +130,8 @@ def bench_extract(o):
             epoch = median(timed(lambda: head.fit(1, 1e-3, cbs=TrainOnly())) for _ in range(o.rounds))
             check = median(timed(head.check_fresh) for _ in range(o.rounds))
         size = [len(k.dataset) for k in (learn.dls.train,learn.dls.valid)]
-    write_section('Extraction, and a head epoch against a frozen one', f"bench_precompute.py --only extract{f' --data {o.data.partition('=')[0]}=PATH' if o.data else ''}", f"""resnet18, 128 px, {size[0]:,} + {size[1]:,} pictures.
+    data = f" --data {o.data.partition('=')[0]}=PATH" if o.data else ''
+    write_section('Extraction, and a head epoch against a frozen one', f"bench_precompute.py --only extract{data}", f"""resnet18, 128 px, {size[0]:,} + {size[1]:,} pictures.
 
 | | s | | target | |
 |---|---|---|---|---|

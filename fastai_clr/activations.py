@@ -39,6 +39,7 @@ def hash_array(
 
 def _bits(t): return t.detach().as_subclass(torch.Tensor).cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
 
+# %% ../nbs/07_activations.ipynb #704d4a65
 def hash_file(
     path:str|Path, # File to read
 )->str: # 32 hex digits
@@ -618,6 +619,7 @@ def mark_used(
     "Note that a store was used; not in a folder that can't be written"
     with suppress(OSError):
         os.utime(store.folder/MANIFEST)
+        store.folder.with_name(f'.{store.folder.name}.holder').unlink(missing_ok=True)   # of a process that was killed as it finished
         if items is not None and not np.array_equal(items, _read_items(store.folder/ITEMS)): _replace(store.folder/ITEMS, partial(_save, a=items))
 
 # %% ../nbs/07_activations.ipynb #dd65b300

@@ -3,6 +3,7 @@ from fastai_clr.plots import *
 from fastai_clr.schedules import *
 from fastai_clr.cycles import *
 from fastai_clr.snapshots import *
+from fastai_clr.resume import *
 from fastai_clr.fit import *
 from fastai_clr.activations import *
 from fastai_clr.precompute import *

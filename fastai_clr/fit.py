@@ -75,7 +75,8 @@ def _fit(learn, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, keep, 
             if patience is not None:
                 extra.append(StopOnOverfit(patience, monitor, comp))
                 extra[-1].check(learn, scheduler.main, n_epoch, n_iter)
-            plan = dict(epochs=n_epoch, batches=n_iter, schedule=hypers, wd=wd, snapshots=snapshots, patience=patience, monitor=monitor, cbs=[o.name for o in cbs])
+            plan = dict(epochs=n_epoch, batches=n_iter, schedule=hypers, wd=wd, snapshots=snapshots, patience=patience, monitor=monitor)
+            plan['cbs'] = [o.name for o in cbs]
             going_on = _resume(stack, learn, resume, start_epoch, plan)
             extra += _snapshots(stack, learn, snapshots, keep, overwrite, going_on, scheduler.main.n_cycles)
         learn.fit(n_epoch, cbs=L([scheduler, *extra]) + cbs, wd=wd, start_epoch=start_epoch, reset_opt=reset_opt and built)
@@ -97,6 +98,7 @@ def _snapshots(stack, learn, name, keep, overwrite, going_on, n_cycles):
     saver.check(learn, n_cycles)
     return [saver]
 
+# %% ../nbs/05_fit.ipynb #491b2516
 def _fit_cycles(learn, kind, n_cycles, lr_max, moms, kwargs, max_epochs, patience, **fit_kwargs):
     "Fit by cycles of the schedule `kind(n_cycles, **kwargs)`"
     n = _n_cycles(kind(n_cycles, **{k:v for k,v in kwargs.items() if k!='lr_min'}), patience, max_epochs)

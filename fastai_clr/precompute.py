@@ -10,7 +10,7 @@ __all__ = ['PooledEncoder', 'split_model', 'store_parts', 'Rows', 'RowsDL', 'Sta
 # %% ../nbs/08_precompute.ipynb #5783a429
 import os, random, sys, tempfile, time, warnings
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import partial, partialmethod
 from inspect import getclosurevars, signature
 from pathlib import Path
 from types import FunctionType
@@ -268,7 +268,7 @@ def _bar(learn): return partial(progress_bar, leave=False) if hasattr(learn, 'pr
 def _forward(learn, m, xb):
     "Output of `m` as the learner would compute it outside training; of several, as from text classifiers, the first. Not in inference mode: what a module keeps of a pass must serve in training too"
     mixed = hasattr(learn, 'mixed_precision')
-    if mixed and xb[0].device.type=='cuda': xb = [o.to(memory_format=torch.channels_last) if o.ndim==4 else o for o in xb]   # what tensor cores want
+    if mixed or xb[0].device.type=='cpu': xb = [o.to(memory_format=torch.channels_last) if o.ndim==4 else o for o in xb]   # faster for convolutions on tensor cores and processors
     with torch.no_grad(), torch.autocast(xb[0].device.type) if mixed else nullcontext(): out = m(*xb)
     return out[0] if isinstance(out, tuple) else out
 
@@ -447,6 +447,7 @@ def _call_method(cb, method, event_name, training):
 
 _cancels = tuple(getattr(fastai.callback.core, o) for o in fastai.callback.core._ex_docs)
 
+# %% ../nbs/08_precompute.ipynb #9e76ec92
 def _drop_state(opt, ps):
     "Forget what optimizer `opt` knows of the parameters `ps`, but for fastai's flags"
     while opt is not None:
@@ -527,12 +528,11 @@ class HeadLearner(Learner):
         self.check_fresh()
         return super().get_preds(*args, **kwargs)
 
-    def _whole_only(self, name): raise NotImplementedError(f"`{name}` needs pictures, and this Learner has activations only: call it on the Learner that made it, whose model has the trained head")
-    def predict(self, *args, **kwargs): self._whole_only('predict')
-    def export(self, *args, **kwargs): self._whole_only('export')
-    def export_ensemble(self, *args, **kwargs): self._whole_only('export_ensemble')
-    def show_results(self, *args, **kwargs): self._whole_only('show_results')
-    def tta(self, *args, **kwargs): self._whole_only('tta')
+# %% ../nbs/08_precompute.ipynb #21a8bfd2
+@patch
+def _refuse(self:HeadLearner, name, *args, **kwargs): raise NotImplementedError(f"`{name}` needs pictures, and this Learner has activations only: call it on the Learner that made it, whose model has the trained head")
+
+for _name in ('predict','export','export_ensemble','show_results','tta'): setattr(HeadLearner, _name, partialmethod(HeadLearner._refuse, _name))
 
 # %% ../nbs/08_precompute.ipynb #6600ca01
 @patch

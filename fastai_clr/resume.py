@@ -20,7 +20,7 @@ from fastai.callback.core import CancelEpochException, CancelFitException
 from fastai.learner import Learner
 from fastai.torch_core import get_model, get_random_states, num_distrib, set_random_states
 from .schedules import Schedule
-from .snapshots import check_state, claim_folder, plain_name, write_atomic
+from .snapshots import _check_state, _claim_folder, _plain_name, _write_atomic
 
 # %% ../nbs/04_resume.ipynb #cb0f14e1
 class CannotKeep(TypeError): "Raised on a value that can't be written as plain values and tensors"
@@ -88,16 +88,15 @@ def _decode_vars(e, now):
     for k,v in e['vars'].items(): vars(now)[k] = _decode(v, vars(now).get(k))
     return now
 
-_decoders = dict(
-    tensor=lambda e,now: e['tensor'].to(e['device']),
-    array=lambda e,now: np.frombuffer(e['array'].numpy().tobytes(), np.dtype(e['dtype'])).reshape(e['shape']).copy(),
-    path=lambda e,now: Path(e['path']),
-    bytes=lambda e,now: bytes.fromhex(e['bytes']),
-    dict=lambda e,now: {_decode(k): _decode(v, _at(now, k)) for k,v in e['dict']},
-    L=lambda e,now: L(_decode(v, _at(now, i)) for i,v in enumerate(e['L'])),
-    set=lambda e,now: {_decode(v) for v in e['set']},
-    numbers=lambda e,now: list(e['numbers'].unbind()),
-    stays=lambda e,now: now, state=_decode_state, vars=_decode_vars)
+_decoders = dict(stays=lambda e,now: now, state=_decode_state, vars=_decode_vars)
+_decoders['tensor'] = lambda e,now: e['tensor'].to(e['device'])
+_decoders['array'] = lambda e,now: np.frombuffer(e['array'].numpy().tobytes(), np.dtype(e['dtype'])).reshape(e['shape']).copy()
+_decoders['path'] = lambda e,now: Path(e['path'])
+_decoders['bytes'] = lambda e,now: bytes.fromhex(e['bytes'])
+_decoders['dict'] = lambda e,now: {_decode(k): _decode(v, _at(now, k)) for k,v in e['dict']}
+_decoders['L'] = lambda e,now: L(_decode(v, _at(now, i)) for i,v in enumerate(e['L']))
+_decoders['set'] = lambda e,now: {_decode(v) for v in e['set']}
+_decoders['numbers'] = lambda e,now: list(e['numbers'].unbind())
 
 # %% ../nbs/04_resume.ipynb #106a3edc
 def _encode_grads(model):
@@ -107,6 +106,7 @@ def _encode_grads(model):
 def _decode_grads(model, grads):
     for p,g in zip(model.parameters(), grads): p.grad = None if g is None else torch.zeros_like(p) if isinstance(g, int) else _decode(g).to(p.device)
 
+# %% ../nbs/04_resume.ipynb #830c6ca8
 def _loader_state(dl):
     "What decides a DataLoader's next order"
     gen = getattr(dl, 'generator', None)
@@ -143,11 +143,12 @@ def learner_state(
 )->tuple: # The state, as plain values and tensors; a list of (callback, attribute, what it is) that can't be kept
     "All that decides how training goes on"
     model,opt,unknown = get_model(learn.model),learn.opt,[]
-    return dict(model=_encode(model.state_dict()), grads=_encode_grads(model), training=[m.training for m in model.modules()],
-        trainable=[p.requires_grad for p in model.parameters()], opt=None if opt is None else _encode(opt.state_dict()),
-        frozen_idx=getattr(opt, 'frozen_idx', 0), train_iter=getattr(learn, 'train_iter', None),
-        cbs={cb.name: _cb_state(cb, unknown) for cb in learn.cbs if not _is_display(cb)}, loaders=[_loader_state(o) for o in learn.dls.loaders],
-        random=_encode(get_random_states())),unknown
+    res = dict(model=_encode(model.state_dict()), grads=_encode_grads(model), training=[m.training for m in model.modules()])
+    res['trainable'] = [p.requires_grad for p in model.parameters()]
+    res.update(opt=None if opt is None else _encode(opt.state_dict()), frozen_idx=getattr(opt, 'frozen_idx', 0), train_iter=getattr(learn, 'train_iter', None))
+    res['cbs'] = {cb.name: _cb_state(cb, unknown) for cb in learn.cbs if not _is_display(cb)}
+    res.update(loaders=[_loader_state(o) for o in learn.dls.loaders], random=_encode(get_random_states()))
+    return res,unknown
 
 def load_learner_state(
     learn:Learner, # A Learner made like the one that the state was taken from
@@ -200,6 +201,7 @@ def _seal(info): return hashlib.sha256(json.dumps({k:v for k,v in info.items() i
 
 def _no_address(o): return re.sub(r' at 0x[0-9a-fA-F]+', '', repr(o))
 
+# %% ../nbs/04_resume.ipynb #0e1a70a3
 def _hash_items(o):
     "Hash of the items of a data set, if they can be told apart; `None` if not"
     if isinstance(o, pd.DataFrame):
@@ -207,9 +209,9 @@ def _hash_items(o):
         except TypeError: return None
     if isinstance(o, torch.Tensor): o = o.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     if isinstance(o, np.ndarray) and not o.dtype.hasobject: return hashlib.sha256(np.ascontiguousarray(o)).hexdigest()[:16]
-    if isinstance(o, (list,tuple,L)) and all(isinstance(v, (str,Path,int,float,bytes)) for v in o): return hashlib.sha256(repr([str(v) for v in o]).encode()).hexdigest()[:16]
+    plain = isinstance(o, (list,tuple,L)) and all(isinstance(v, (str,Path,int,float,bytes)) for v in o)
+    if plain: return hashlib.sha256(repr([str(v) for v in o]).encode()).hexdigest()[:16]
 
-# %% ../nbs/04_resume.ipynb #0e1a70a3
 def _describe_set(dl):
     ds = getattr(dl, 'dataset', None)
     parts = getattr(ds, 'tensors', None) or [getattr(ds, 'items', None), getattr(ds, 'y', None)]
@@ -220,9 +222,12 @@ def _describe_set(dl):
 def _describe(learn, plan):
     "What a checkpoint belongs to, in plain values"
     opt = learn.opt
-    return json.loads(json.dumps(dict(plan, model=_no_address(learn.model).splitlines(), optimizer=f'{type(opt).__name__} with {len(opt.hypers)} groups of {", ".join(sorted(opt.hypers[0]))}',
-        trainable=''.join('01'[p.requires_grad] for p in learn.model.parameters()), loss=_no_address(learn.loss_func), callbacks=sorted(o.name for o in learn.cbs if not _is_display(o)),
-        data={k: _describe_set(o) for k,o in zip(('training set','validation set'), learn.dls.loaders)}, device=str(learn.dls.device)), default=_no_address))
+    res = dict(plan, model=_no_address(learn.model).splitlines(), loss=_no_address(learn.loss_func), device=str(learn.dls.device))
+    res['optimizer'] = f"{type(opt).__name__} with {len(opt.hypers)} groups of {', '.join(sorted(opt.hypers[0]))}"
+    res['trainable'] = ''.join('01'[p.requires_grad] for p in learn.model.parameters())
+    res['callbacks'] = sorted(o.name for o in learn.cbs if not _is_display(o))
+    res['data'] = {k: _describe_set(o) for k,o in zip(('training set','validation set'), learn.dls.loaders)}
+    return json.loads(json.dumps(res, default=_no_address))
 
 # %% ../nbs/04_resume.ipynb #cc4f9c4f
 def _said(o):
@@ -232,7 +237,8 @@ def _said(o):
 def _differences(old, new, name=''):
     "In words, what differs between two descriptions"
     if old==new: return []
-    if isinstance(old, dict) and isinstance(new, dict): return [d for k in [*new,*(old.keys()-new.keys())] for d in _differences(old.get(k), new.get(k), f'{name} {k}'.strip())]
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for k in [*new,*(old.keys()-new.keys())] for d in _differences(old.get(k), new.get(k), f'{name} {k}'.strip())]
     if name=='model': return [f"the model: {d}" for d in _line_differences(old, new)[:3]]
     if name=='trainable': return ['which parameters are frozen']
     if name.endswith('content'): return [f"the items of the {name.split()[1]} set"]
@@ -252,7 +258,7 @@ class Resumable:
         name:str, # Checkpoints go to `learn.path/learn.model_dir/'resume'/name`
         **plan # What else must be the same, by name, such as the schedule
     ):
-        self.learn,self.folder,self.plan,self.state,self.info = learn,learn.path/learn.model_dir/'resume'/plain_name(name, 'resume'),plan,None,None
+        self.learn,self.folder,self.plan,self.state,self.info = learn,learn.path/learn.model_dir/'resume'/_plain_name(name, 'resume'),plan,None,None
         self.say = print if learn.logger is print else lambda o: None
 
     def __enter__(self):
@@ -260,7 +266,7 @@ class Resumable:
         self._refuse()
         if self.learn.opt is None: self.learn.create_opt()
         self.of,self.rows,self.start,self.warned = _describe(self.learn, self.plan),[],0,False
-        self.lock = claim_folder(self.folder, 0, '`resume`')
+        self.lock = _claim_folder(self.folder, 0, '`resume`')
         try:
             for o in self.folder.glob('.*'): o.unlink()   # of a process that was killed
             self._read()
@@ -297,6 +303,7 @@ def _read(self:Resumable):
         else: return self._take(o, info, state)
     if files: warnings.warn(f"no checkpoint in {self.folder} is whole: training begins anew")
 
+# %% ../nbs/04_resume.ipynb #b1e73d43
 def _open(file):
     "A checkpoint's description and state, `None` for the state if its format is another"
     info = json.loads(file.read_text(encoding='utf-8'))
@@ -305,14 +312,13 @@ def _open(file):
     if _sha(file.with_suffix('.pth'))!=info['sha256']: raise ValueError('its content is not what was written')
     return info,torch.load(file.with_suffix('.pth'), map_location='cpu', weights_only=True)
 
-# %% ../nbs/04_resume.ipynb #b1e73d43
 @patch
 def _take(self:Resumable, file, info, state):
     "Compare a checkpoint with this fit"
     if state is None: raise ValueError(f"the checkpoint {file} has format {info['format']}, and this version of the package reads {_FORMAT}: use the version that wrote it, or another name for `resume`")
     diffs = _differences(info['of'], self.of)
     if diffs: raise ValueError(f"the checkpoint {file} is of another run: {'; '.join(diffs)}. Choose another name for `resume`, or delete {self.folder}")
-    check_state(get_model(self.learn.model).state_dict(), _decode(state['learner']['model']), f'the checkpoint {file}')
+    _check_state(get_model(self.learn.model).state_dict(), _decode(state['learner']['model']), f'the checkpoint {file}')
     self.info,self.state = info,state
     self.say(f"{'Going on' if info['ended'] is None else 'Finished before'}: checkpoint of {info['time']} after epoch {info['epoch']} in {self.folder}")
 
@@ -320,7 +326,7 @@ def _take(self:Resumable, file, info, state):
 def _do_fit(self:Resumable):
     "The Learner's loop, from where the checkpoint says"
     learn,begun = self.learn,self.folder/'begun.json'
-    write_atomic(begun, lambda f: f.write_text(json.dumps(self.of, indent=1), encoding='utf-8'))
+    _write_atomic(begun, lambda f: f.write_text(json.dumps(self.of, indent=1), encoding='utf-8'))
     del learn._do_fit   # so that an export within the fit is of a plain Learner
     ended = self._restore() if self.state is not None else None
     if ended=='cancelled': raise CancelFitException()
@@ -331,6 +337,7 @@ def _do_fit(self:Resumable):
         raise
     if not ended: self._save(learn.n_epoch-1, 'done')
 
+# %% ../nbs/04_resume.ipynb #8c99d4e8
 @patch
 def _do_epoch(self:Resumable, epoch):
     learn = self.learn
@@ -360,10 +367,10 @@ def _save(self:Resumable, epoch, ended):
     if hasattr(learn, 'recorder') and len(self.rows)<len(learn.recorder.values): self.rows.append(_encode(list(learn.recorder.log)))
     info = dict(format=_FORMAT, epoch=epoch, ended=ended, time=time.strftime('%Y-%m-%d %H:%M:%S'), torch=torch.__version__, of=self.of)
     try:
-        write_atomic(file, lambda f: torch.save(dict(learner=state, rows=self.rows), f))
+        _write_atomic(file, lambda f: torch.save(dict(learner=state, rows=self.rows), f))
         info['sha256'] = _sha(file)
         info['seal'] = _seal(info)
-        write_atomic(file.with_suffix('.json'), lambda f: f.write_text(json.dumps(info, indent=1), encoding='utf-8'))
+        _write_atomic(file.with_suffix('.json'), lambda f: f.write_text(json.dumps(info, indent=1), encoding='utf-8'))
     except (OSError,RuntimeError) as e: warnings.warn(f"the checkpoint after epoch {epoch} could not be written to {self.folder} ({e}): training goes on, and the one before it stays")
     else: self._drop_old()
 

@@ -966,3 +966,10 @@ def test_prune_a_linked_store(tmp_path):
     (tmp_path/'mine'/stores_in(tmp_path/'other')[0]).symlink_to(tmp_path/'other'/stores_in(tmp_path/'other')[0])
     prune(tmp_path/'mine', max_bytes=0)
     assert stores_in(tmp_path/'mine')==[] or len(stores_in(tmp_path/'other'))==1
+
+def test_a_note_that_a_killed_process_left_on_a_whole_store_goes_with_its_next_use(tmp_path):
+    store = write(tmp_path)
+    note = tmp_path/f'.{store.folder.name}.holder'
+    note.write_text('{}')
+    mark_used(store)
+    assert not note.exists()

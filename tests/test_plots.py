@@ -1,10 +1,11 @@
 "`plots`: each figure from its defaults, on a new axis and on one that is given"
 import matplotlib.pyplot as plt, numpy as np, pytest
 from fastai_clr import plots
-from fastai_clr.plots import plot_confusion, plot_losses, plot_lr_find, plot_metric_by_step, plot_values
+from fastai_clr.plots import plot_confusion, plot_cycles, plot_losses, plot_lr_find, plot_metric_by_step, plot_scores, plot_values
 
 calls = dict(plot_values=[[.1,.2,.3]], plot_lr_find=[[1e-3,1e-2,.1], [3,2,1]], plot_losses=[[3,2,1]],
-    plot_metric_by_step=[['head','all'], [.8,.9]], plot_confusion=[[[5,1],[0,3]], ['cat','dog']])
+    plot_metric_by_step=[['head','all'], [.8,.9]], plot_confusion=[[[5,1],[0,3]], ['cat','dog']],
+    plot_cycles=[[3,2,1,2,1,0], [0,3,6]], plot_scores=[[3,2,1]])
 
 @pytest.fixture(autouse=True)
 def close():
@@ -56,3 +57,19 @@ def test_plot_confusion():
     assert np.asarray(ax.images[0].get_array()).tolist()==[[.75,.25],[0,0]], 'a class without pictures is no division by zero'
     assert sorted(o.get_text() for o in ax.texts)==['1','3']
     assert not plot_confusion(np.eye(31), [str(i) for i in range(31)]).texts, 'numbers would not be readable'
+
+def test_plot_cycles():
+    "All from the same start to the same end, each with all its batches"
+    losses = np.arange(7.)
+    ax = plot_cycles(losses, [0,1,3,7])
+    assert [list(o.get_ydata()) for o in ax.lines]==[[0],[1,2],[3,4,5,6]]
+    assert [list(o.get_xdata()) for o in ax.lines]==[[1],[.5,1],[.25,.5,.75,1]]
+    assert [o.get_text() for o in ax.get_legend().get_texts()]==['cycle 0, 1 batches','cycle 1, 2 batches','cycle 2, 4 batches']
+    assert plot_cycles(np.arange(22.), range(0, 23, 2)).get_legend() is None
+    assert len(plot_cycles(losses[:5], [0,3,7]).lines[1].get_ydata())==2, 'the last cycle may be unfinished'
+
+def test_plot_scores():
+    "Each at the earliest snapshot that it uses"
+    ax = plot_scores([5,4,3], [3,2,1], [3,2.5], name='error_rate')
+    assert [list(o.get_ydata()) for o in ax.lines]==[[5,4,3],[1,2,3],[2.5,3]]
+    assert [list(o.get_xdata()) for o in ax.lines]==[[0,1,2],[0,1,2],[1,2]] and ax.get_ylabel()=='error_rate'

@@ -94,13 +94,14 @@ class Items:
 
 def net(n=8, p=.3): return nn.Sequential(nn.Linear(4, n), nn.BatchNorm1d(n), nn.ReLU(), nn.Dropout(p), nn.Linear(n, 3))
 
-def loaders(workers=0, bs=8, **kw): return DataLoaders(DataLoader(Items(), bs=bs, shuffle=True, num_workers=workers, **kw), DataLoader(Items(), bs=8, num_workers=workers, **kw))
+def loaders(workers=0, **kw): return DataLoaders(*(DataLoader(Items(), bs=8, shuffle=o, num_workers=workers, **kw) for o in (True,False)))
 
 def make(path, workers=0, seed=0, opt_func=Adam, model=net, **kw):
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
-    return quiet(Learner(loaders(workers), model(), loss_func=CrossEntropyLossFlat(), opt_func=opt_func, metrics=accuracy, path=path, splitter=lambda m: [params(m[:3]),params(m[3:])], **kw))
+    def split(m): return [params(m[:3]),params(m[3:])]
+    return quiet(Learner(loaders(workers), model(), loss_func=CrossEntropyLossFlat(), opt_func=opt_func, metrics=accuracy, path=path, splitter=split, **kw))
 
 class Break(Callback):
     "Ctrl-C"
@@ -113,9 +114,10 @@ class Break(Callback):
 def seen(learn):
     "All that a fit leaves behind, but for times"
     rec = learn.recorder
-    return dict(weights=weights(learn), opt=str(learn.opt.state_dict()), values=[list(map(str, o)) for o in rec.values], losses=[float(o) for o in rec.losses], lrs=list(rec.lrs),
-        iters=rec.iters, hps=rec.hps, names=list(rec.metric_names), stopped=getattr(rec, 'stopped', None), best=getattr(rec, 'best_epoch', None), after=(random.random(), np.random.rand(), torch.rand(1).item()),
-        bounds=getattr(rec, 'cycle_bounds', None), train_iter=learn.train_iter)
+    res = dict(weights=weights(learn), opt=str(learn.opt.state_dict()), values=[list(map(str, o)) for o in rec.values], losses=[float(o) for o in rec.losses])
+    res.update(lrs=list(rec.lrs), iters=rec.iters, hps=rec.hps, names=list(rec.metric_names), train_iter=learn.train_iter)
+    res.update({k: getattr(rec, k, None) for k in ('stopped','best_epoch','cycle_bounds')})
+    return dict(res, after=(random.random(), np.random.rand(), torch.rand(1).item()))
 
 def equal(a, b):
     for k in a:
@@ -138,18 +140,18 @@ def broken_and_not(path, fits, breaks, **kw):
         with pytest.raises(KeyboardInterrupt): fits(learn, [b])
     return whole,run(path/'broken', fits, 99, **kw)
 
-FITS = dict(
-    sgdr=lambda l,cbs: l.fit_sgdr(2, 1, 1e-2, 3, cbs=cbs, resume='r'),
-    inside=lambda l,cbs: l.fit_sgdr(3, 1.3, slice(1e-3,1e-2), 1, cbs=cbs, resume='r'),
-    clr=lambda l,cbs: l.fit_clr(2, 1, 1e-2, cbs=cbs, moms=(.85,.95), resume='r'),
-    schedule=lambda l,cbs: l.fit_schedule(4, cbs, lr=CosineRestarts(None, 1.5, 1.5, .01), resume='r'),
-    patience=lambda l,cbs: l.fit_sgdr(4, 1, 1e-2, 1, cbs=cbs, patience=3, snapshots='s', resume='r'),
-    keep=lambda l,cbs: l.fit_sgdr(4, 1, 1e-2, 1, cbs=cbs, snapshots='s', keep=2, resume='r', reset_opt=True),
-    accumulated=lambda l,cbs: l.fit_sgdr(4, 1, 1e-2, 1, cbs=[GradientAccumulation(13), *cbs], resume='r'),
-    plateau=lambda l,cbs: l.fit_schedule(4, [ReduceLROnPlateau('valid_loss', patience=1, min_delta=9.), *cbs], mom=CosineRestarts(2, 2, lr_max=.9, lr_min=.8), resume='r'),
-    best=lambda l,cbs: l.fit_sgdr(4, 1, 3e-1, 1, cbs=[SaveModelCallback('valid_loss', fname='best'), *cbs], resume='r'),
-    stopping=lambda l,cbs: l.fit_sgdr(4, 1, 3e-1, 1, cbs=[EarlyStoppingCallback('valid_loss', min_delta=9., patience=3), *cbs], resume='r'),
-    mixup=lambda l,cbs: l.fit_sgdr(4, 1, 1e-2, 1, cbs=[MixUp(.4), *cbs], resume='r'))
+FITS = {}
+FITS['sgdr'] = lambda l,cbs: l.fit_sgdr(2, 1, 1e-2, 3, cbs=cbs, resume='r')
+FITS['inside'] = lambda l,cbs: l.fit_sgdr(3, 1.3, slice(1e-3,1e-2), 1, cbs=cbs, resume='r')
+FITS['clr'] = lambda l,cbs: l.fit_clr(2, 1, 1e-2, cbs=cbs, moms=(.85,.95), resume='r')
+FITS['schedule'] = lambda l,cbs: l.fit_schedule(4, cbs, lr=CosineRestarts(None, 1.5, 1.5, .01), resume='r')
+FITS['patience'] = lambda l,cbs: l.fit_sgdr(4, 1, 1e-2, 1, cbs=cbs, patience=3, snapshots='s', resume='r')
+FITS['keep'] = lambda l,cbs: l.fit_sgdr(4, 1, 1e-2, 1, cbs=cbs, snapshots='s', keep=2, resume='r', reset_opt=True)
+FITS['accumulated'] = lambda l,cbs: l.fit_sgdr(4, 1, 1e-2, 1, cbs=[GradientAccumulation(13), *cbs], resume='r')
+FITS['plateau'] = lambda l,cbs: l.fit_schedule(4, [ReduceLROnPlateau('valid_loss', patience=1, min_delta=9.), *cbs], mom=CosineRestarts(2, 2, lr_max=.9, lr_min=.8), resume='r')
+FITS['best'] = lambda l,cbs: l.fit_sgdr(4, 1, 3e-1, 1, cbs=[SaveModelCallback('valid_loss', fname='best'), *cbs], resume='r')
+FITS['stopping'] = lambda l,cbs: l.fit_sgdr(4, 1, 3e-1, 1, cbs=[EarlyStoppingCallback('valid_loss', min_delta=9., patience=3), *cbs], resume='r')
+FITS['mixup'] = lambda l,cbs: l.fit_sgdr(4, 1, 1e-2, 1, cbs=[MixUp(.4), *cbs], resume='r')
 
 @pytest.mark.parametrize('fit', FITS.values(), ids=FITS)
 def test_it_ends_where_the_unbroken_run_ends(tmp_path, fit):
@@ -205,6 +207,13 @@ def test_a_head_on_activations(tmp_path):
     again.fit_sgdr(4, 1, 1e-2, 1, cbs=Break(), resume='r')
     again.was = seen(again)
     assert equal(whole.was, again.was)
+    again.fit_sgdr(3, 1, 1e-2, 1, snapshots='s')
+    preds = [again.load_snapshot('s', i).get_preds()[0] for i in range(3)]
+    torch.testing.assert_close(again.snapshot_preds('s')[0], sum(preds)/3)
+    means = {k: sum(again.load_snapshot('s', i).model.state_dict()[k].clone() for i in range(3))/3 for k in again.model.state_dict()}
+    for k,v in again.average_snapshots('s').model.state_dict().items(): torch.testing.assert_close(v, means[k])
+    assert again.whole.model[1] is again.model or list(again.whole.model[1].parameters())[0] is list(again.model.parameters())[0]
+    with pytest.raises(NotImplementedError, match='export_ensemble'): again.export_ensemble('x.pkl', 's')
 
 # Runs that have ended
 
@@ -345,13 +354,17 @@ class More(Items):
 def other_data(learn): learn.dls = DataLoaders(DataLoader(More(), bs=8, shuffle=True, num_workers=0), learn.dls.valid)
 def freeze(learn): learn.freeze()
 
+def sgdr(*args, cbs=(), **kw): return lambda l: l.fit_sgdr(*args, resume='r', cbs=[Break(), *cbs], **kw)
+def clr(l): l.fit_clr(2, 1, 1e-2, resume='r', cbs=Break())
+def other_loss(learn): learn.loss_func = LabelSmoothingCrossEntropyFlat()
+
 @pytest.mark.parametrize('kw,change,fit,words', [
-    ({}, noop, lambda l: l.fit_sgdr(2, 1, 2e-2, 3, resume='r', cbs=Break()), 'schedule lr: .*became'), ({}, noop, lambda l: l.fit_sgdr(3, 1, 1e-2, 2, resume='r', cbs=Break()), 'epochs: 4 became 7'),
-    ({}, noop, lambda l: l.fit_sgdr(2, 1, 1e-2, 3, resume='r', wd=.3, cbs=Break()), 'wd: None became 0.3'), ({}, noop, lambda l: l.fit_sgdr(2, 1, 1e-2, 3, resume='r', patience=1, cbs=Break()), 'patience: None became 1'),
-    ({}, noop, lambda l: l.fit_clr(2, 1, 1e-2, resume='r', cbs=Break()), 'Triangular'), (dict(model=lambda: net(9)), noop, None, 'the model: .*out_features=8.* became .*out_features=9'),
+    ({}, noop, sgdr(2, 1, 2e-2, 3), 'schedule lr: .*became'), ({}, noop, sgdr(3, 1, 1e-2, 2), 'epochs: 4 became 7'), ({}, noop, clr, 'Triangular'),
+    ({}, noop, sgdr(2, 1, 1e-2, 3, wd=.3), 'wd: None became 0.3'), ({}, noop, sgdr(2, 1, 1e-2, 3, patience=1), 'patience: None became 1'),
+    ({}, noop, sgdr(2, 1, 1e-2, 3, cbs=[MixUp()]), "cbs: .*became .*mix_up"), ({}, other_data, None, 'data training set items: 37 became 40'),
+    (dict(model=lambda: net(9)), noop, None, 'the model: .*out_features=8.* became .*out_features=9'), ({}, freeze, None, 'which parameters are frozen'),
     (dict(model=lambda: net(p=.5)), noop, None, r'the model: .*p=0.3.* became .*p=0.5'), (dict(opt_func=adamw), noop, None, 'optimizer: Optimizer.* became OptimWrapper'),
-    ({}, other_data, None, 'data training set items: 37 became 40'), ({}, freeze, None, 'which parameters are frozen'),
-    ({}, lambda l: setattr(l, 'loss_func', LabelSmoothingCrossEntropyFlat()), None, 'loss: '), ({}, noop, lambda l: l.fit_sgdr(2, 1, 1e-2, 3, resume='r', cbs=[Break(), MixUp()]), "cbs: .*became .*mix_up")])
+    ({}, other_loss, None, 'loss: ')])
 def test_a_checkpoint_of_another_run(tmp_path, kw, change, fit, words):
     "Refused, with what differs; nothing is touched"
     folder = broken(tmp_path)
@@ -466,11 +479,13 @@ def test_validation_within_the_fit(tmp_path):
 
 # Leaving no trace
 
-TRIALS = dict(fit=lambda l: l.fit_one_cycle(2, 1e-1), lr_find=lambda l: l.lr_find(show_plot=False, num_it=8), validate=lambda l: l.validate(), preds=lambda l: l.get_preds(),
-    unfreeze=lambda l: [l.unfreeze(), l.fit(1)], model=lambda l: setattr(l, 'model', nn.Linear(4, 3)), reset=lambda l: l.fit_sgdr(1, 1, .1, reset_opt=True), cbs=lambda l: l.add_cb(MixUp()),
-    metrics=lambda l: setattr(l, 'metrics', []), weights=lambda l: [p.data.zero_() for p in l.model.parameters()], random=lambda l: [random.random(), np.random.rand(), torch.rand(3)],
-    order=lambda l: [list(l.dls.train), list(l.dls.valid)], grads=lambda l: l.model(torch.randn(5, 4)).sum().backward(), eval=lambda l: l.model.eval(), error=lambda l: 1/0,
-    interrupt=lambda l: l.fit_sgdr(1, 1, .1, cbs=Break(0)), removed=lambda l: l.remove_cb(l.recorder), to=lambda l: setattr(l, 'lr', 3))
+TRIALS = {
+    'fit': lambda l: l.fit_one_cycle(2, 1e-1), 'lr_find': lambda l: l.lr_find(show_plot=False, num_it=8), 'validate': lambda l: l.validate(),
+    'preds': lambda l: l.get_preds(), 'unfreeze': lambda l: [l.unfreeze(), l.fit(1)], 'model': lambda l: setattr(l, 'model', nn.Linear(4, 3)),
+    'reset': lambda l: l.fit_sgdr(1, 1, .1, reset_opt=True), 'cbs': lambda l: l.add_cb(MixUp()), 'metrics': lambda l: setattr(l, 'metrics', []),
+    'weights': lambda l: [p.data.zero_() for p in l.model.parameters()], 'random': lambda l: [random.random(), np.random.rand(), torch.rand(3)],
+    'order': lambda l: [list(l.dls.train), list(l.dls.valid)], 'grads': lambda l: l.model(torch.randn(5, 4)).sum().backward(), 'eval': lambda l: l.model.eval(),
+    'error': lambda l: 1/0, 'interrupt': lambda l: l.fit_sgdr(1, 1, .1, cbs=Break(0)), 'removed': lambda l: l.remove_cb(l.recorder), 'lr': lambda l: setattr(l, 'lr', 3)}
 
 @pytest.mark.parametrize('trial', TRIALS.values(), ids=TRIALS)
 @pytest.mark.parametrize('trained', [False,True])

@@ -391,7 +391,10 @@ def test_a_folder_that_cant_be_written(tmp_path):
 
 class Two(nn.Module):
     "Two inputs, BatchNorm and dropout"
-    def __init__(self, n): super().__init__(); self.l = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(.2), nn.Linear(6, n))
+    def __init__(self, n):
+        super().__init__()
+        self.l = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(.2), nn.Linear(6, n))
+
     def forward(self, a, b): return self.l(torch.cat([a,b], 1))
 
 X,Y = torch.randn(50, 4, generator=torch.Generator().manual_seed(1)),torch.arange(50)%3
@@ -403,7 +406,8 @@ def tasks(kind, path, two=False, **kw):
     torch.manual_seed(0)
     random.seed(0)
     ins = (X[:,:1],X[:,1:]) if two else (X,)
-    dls = DataLoaders(*(DataLoader(TensorDataset(*[o[sl] for o in ins], y[sl]), bs=8, shuffle=s, drop_last=s, num_workers=0) for sl,s in ((slice(0,30),True),(slice(30,None),False))))
+    sets = [TensorDataset(*[o[s] for o in (*ins,y)]) for s in (slice(0,30),slice(30,None))]
+    dls = DataLoaders(*(DataLoader(o, bs=8, shuffle=s, drop_last=s, num_workers=0) for o,s in zip(sets, (True,False))))
     dls.n_inp = len(ins)
     model = Two(n) if two else nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(.2), nn.Linear(6, n))
     learn = quiet(Learner(dls, model, loss_func=loss, path=path, metrics=kw.pop('metrics', None)))
@@ -425,7 +429,8 @@ def test_an_ensemble_is_the_mean(tmp_path, kind, two):
     learn = tasks(kind, tmp_path, two)
     xs = [o[30:] for o in ((X[:,:1],X[:,1:]) if two else (X,))]
     before = weights(learn)
-    for kw,cycles,shares in [({}, range(4), [.25]*4), (dict(last=1), [3], [1]), (dict(last=2), [2,3], [.5,.5]), (dict(last=3, weights=[1,0,3]), [1,2,3], [.25,0,.75])]:
+    weighted = dict(last=3, weights=[1,0,3]),[1,2,3],[.25,0,.75]
+    for kw,cycles,shares in [({}, range(4), [.25]*4), (dict(last=1), [3], [1]), (dict(last=2), [2,3], [.5,.5]), weighted]:
         preds,targs = learn.snapshot_preds('run', **kw)
         torch.testing.assert_close(preds, by_hand(learn, cycles, shares, xs))
         assert torch.equal(targs, TARGETS[kind][2][30:]) and same(before, weights(learn))
@@ -439,7 +444,8 @@ def test_an_ensemble_on_other_data(tmp_path):
     torch.testing.assert_close(preds, by_hand(learn, range(4), [.25]*4, [X[5:9]]))
     assert torch.equal(targs, Y[5:9])
 
-LOSSES = dict(softmax=lambda p,y: F.nll_loss(p.log(), y, reduction='none'), sigmoid=lambda p,y: F.binary_cross_entropy(p, y, reduction='none').mean(1), none=lambda p,y: ((p-y)**2).mean(1))
+LOSSES = dict(softmax=lambda p,y: F.nll_loss(p.log(), y, reduction='none'), none=lambda p,y: ((p-y)**2).mean(1),
+    sigmoid=lambda p,y: F.binary_cross_entropy(p, y, reduction='none').mean(1))
 
 @pytest.mark.parametrize('kind', TARGETS)
 def test_the_loss_of_an_ensemble(tmp_path, kind):
@@ -466,7 +472,11 @@ def test_certain_predictions_have_a_finite_loss(tmp_path):
 def test_memory_does_not_grow_with_snapshots(tmp_path, monkeypatch):
     "Models and predictions alive while the last snapshot predicts"
     learn,live = tasks('softmax', tmp_path),{}
-    monkeypatch.setattr(learn, 'get_preds', lambda *args, real=learn.get_preds: (live.__setitem__(last, sum(isinstance(o, torch.Tensor) for o in gc.get_objects())), real(*args))[1])
+    real = learn.get_preds
+    def get_preds(*args):
+        live[last] = sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+        return real(*args)
+    monkeypatch.setattr(learn, 'get_preds', get_preds)
     for last in 3,4: learn.snapshot_preds('run', last)
     assert live[4]<=live[3]
 
@@ -576,7 +586,9 @@ def test_an_average(tmp_path, two, last):
     rng,dl = torch.get_rng_state(),copy.deepcopy(learn.dls.train.rng)
     with torch.no_grad():
         class All(nn.Module):
-            def __init__(self): super().__init__(); self.m = ref
+            def __init__(self):
+                super().__init__()
+                self.m = ref
             def forward(self, xs): return self.m(*xs)
         update_bn([[tuple(b[:-1])] for b in learn.dls.train], All())
     torch.set_rng_state(rng)

@@ -86,3 +86,12 @@ def test_killed_between_epochs_again_and_again(tmp_path, unbroken):
         p.join(60)
         assert p.exitcode==-signal.SIGKILL
     finish(tmp_path, unbroken)
+
+def test_a_disk_that_takes_no_checkpoint(tmp_path, unbroken):
+    "The system refuses the write: training goes on, nothing half-written is left, and the next run begins anew"
+    p,pipe = start(tmp_path, 0, None, 700_000)   # a snapshot is smaller, a checkpoint larger
+    res = told(pipe)
+    p.join(60)
+    assert p.exitcode==0 and res[-1]==('end', unbroken[0])
+    assert not list((tmp_path/'models/resume/r').glob('*epoch-*')) and equal(snapshots(tmp_path), unbroken[1])
+    assert finish(tmp_path, unbroken)==job.EPOCHS

@@ -1,5 +1,5 @@
 "A fit with checkpoints and snapshots, for processes that are killed"
-import os, random, signal, warnings
+import os, random, resource, signal, warnings
 import numpy as np, torch
 from pathlib import Path
 from fastai.callback.training import GradientAccumulation
@@ -45,11 +45,12 @@ def half_written(n):
         kill_me()
     torch.save = save
 
-def work(path, pipe, seed, at=None):
-    "Train, or go on training; tell of each epoch, and what comes out"
+def work(path, pipe, seed, at=None, limit=None):
+    "Train, or go on training; tell of each epoch, and what comes out. `limit`: the largest file that the system lets it write, in bytes"
     warnings.simplefilter('ignore')
     learn = make(Path(path), seed)
     if at is not None: half_written(at)
+    if limit is not None: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     real = learn._do_epoch
     def epoch():
         real()
@@ -61,4 +62,6 @@ def work(path, pipe, seed, at=None):
 
 def result(learn):
     "All of it as bytes and numbers"
-    return {k: v.numpy().tobytes() for k,v in learn.model.state_dict().items()},str(learn.opt.state_dict()),[list(map(float, o)) for o in learn.recorder.values],[float(o) for o in learn.recorder.losses],torch.rand(1).item()
+    rec = learn.recorder
+    ws = {k: v.numpy().tobytes() for k,v in learn.model.state_dict().items()}
+    return ws,str(learn.opt.state_dict()),[list(map(float, o)) for o in rec.values],[float(o) for o in rec.losses],torch.rand(1).item()
