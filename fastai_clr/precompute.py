@@ -623,9 +623,8 @@ class _Precompute:
         except OtherFormat: raise
         except ValueError: return None
         if store is None or not store.is_whole or self.verify and store.verify(): return None
-        old = {k:(v,store.manifest['versions'].get(k)) for k,v in dict(torch=torch.__version__).items()}
-        for k,(now,then) in old.items():
-            if now!=then: warnings.warn(f"the activations in {store.folder} were made with {k} {then}, and this is {now}: they may differ in the last digits")
+        then = store.manifest['versions'].get('torch')
+        if then!=torch.__version__: warnings.warn(f"the activations in {store.folder} were made with torch {then}, and this is {torch.__version__}: they may differ in the last digits")
         mark_used(store, records)
         return store
 
@@ -637,7 +636,8 @@ class _Precompute:
         if changed: self.say(f'Extracting the {what} anew: {"; ".join(changed)}')
         n_params = sum(o.numel() for o in self.features.parameters())/1e6
         with StoreWriter(self.root, parts, len(order), self.bs, records, f'{what} of {len(order):,} items, body of {n_params:.1f} million parameters', self.say) as w:
-            if len(w.missing): self._announce(what, dl, order, w)
+            n = min(len(w.missing)*w.block, len(order))
+            if n: self._announce(what, dl, order, w, n)
             def check(idxs): return records is not None and self._unchanged(records[idxs])
             _extract(self.learn, self.features, dl, order, w, self.dtype, view, check)
             try: check(slice(None))
@@ -645,16 +645,15 @@ class _Precompute:
                 w.blocks['done'] = False   # so that nothing stays of the store
                 raise
             store = w.close()
-        self.say(f'Extracted {len(order):,} items in {time.time()-start:.1f} s to {store.folder}')
+        self.say(f'Extracted {n:,} items in {time.time()-start:.1f} s to {store.folder}')
         return store
 
 # %% ../nbs/08_precompute.ipynb #859eb658
 @patch
-def _announce(self:_Precompute, what, dl, order, w):
-    "Try a few items, and say what the rest will take, before it begins"
+def _announce(self:_Precompute, what, dl, order, w, n):
+    "Try a few items, and say what the `n` that are left will take, before it begins"
     if self.tried is None: self.tried = _try_out(self.learn, self.features, dl, order)
     out,secs = self.tried
-    n = min(len(w.missing)*w.block, len(order))
     size = out[0].numel()*(4 if self.dtype=='float32' else 2)
     w.check_room(0 if w.arrays else size*len(order))
     left = '' if n==len(order) else f', {n:,} of them still to do'

@@ -64,12 +64,12 @@ def _claim_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
-    except Timeout: raise ValueError(f"{what} {folder.name!r} are being written by another run: choose another name") from None
+    except Timeout: raise ValueError(f"{what} named {folder.name!r}: another run is writing there now; choose another name, or wait for its end") from None
     except OSError as e: raise OSError(f"{what} can't be written to {folder} ({e.strerror or e}): set `learn.path` or `learn.model_dir` to a folder that can") from e
     free = shutil.disk_usage(folder).free
     if free<need:
         lock.release(force=True)
-        raise OSError(f"{what} {folder.name!r} need {need/1e6:,.1f} MB, and {folder} has {free/1e6:,.1f} MB left: make room, or keep fewer")
+        raise OSError(f"{what} named {folder.name!r} need {need/1e6:,.1f} MB, and {folder} has {free/1e6:,.1f} MB left: make room, or keep fewer")
     return lock
 
 # %% ../nbs/03_snapshots.ipynb #f27ef2bd

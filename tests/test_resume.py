@@ -413,7 +413,7 @@ def test_two_runs_of_one_name(tmp_path):
     p = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'models/resume/.r.lock')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert p.stdout.readline()=='held\n'
-        with pytest.raises(ValueError, match="'r' are being written by another run"): FITS['sgdr'](make(tmp_path), [Break()])
+        with pytest.raises(ValueError, match="`resume` named 'r': another run is writing there now"): FITS['sgdr'](make(tmp_path), [Break()])
     finally:
         p.kill()
         p.wait()

@@ -363,7 +363,7 @@ def test_another_process_has_the_name(tmp_path):
         learn = learner(2, path=tmp_path)
         before = weights(learn)
         for kw in {},dict(overwrite=True):
-            with pytest.raises(ValueError, match="`snapshots` 'run' are being written by another run: choose another name"): learn.fit_sgdr(1, lr_max=.1, snapshots='run', **kw)
+            with pytest.raises(ValueError, match="`snapshots` named 'run': another run is writing there now; choose another name"): learn.fit_sgdr(1, lr_max=.1, snapshots='run', **kw)
         assert same(before, weights(learn))
     finally:
         p.kill()
@@ -376,7 +376,7 @@ def test_no_room(tmp_path, monkeypatch):
     one = sum(o.numel()*o.element_size() for o in weights(learn).values())
     for n,kw,free in [(5,{},5*one), (5,dict(keep=2),3*one), (1,{},one)]:
         monkeypatch.setattr('fastai_clr.snapshots.shutil.disk_usage', lambda o: SimpleNamespace(free=free-1))
-        with pytest.raises(OSError, match="`snapshots` 'run' need .* MB, and .* has .* MB left: make room, or keep fewer"): learn.fit_sgdr(n, 1, .1, 1, snapshots='run', overwrite=True, **kw)
+        with pytest.raises(OSError, match="`snapshots` named 'run' need .* MB, and .* has .* MB left: make room, or keep fewer"): learn.fit_sgdr(n, 1, .1, 1, snapshots='run', overwrite=True, **kw)
         monkeypatch.setattr('fastai_clr.snapshots.shutil.disk_usage', lambda o: SimpleNamespace(free=free))
         learn.fit_sgdr(n, 1, .1, 1, snapshots='run', overwrite=True, **kw)
 
