@@ -347,10 +347,19 @@ def _not_finite(out, dtype):
     if not torch.isfinite(out).all(): return "the body gives activations that are not finite numbers"
     return f"`dtype` {dtype} can't hold these activations, the largest is {float(out.abs().max()):.3g}: pass dtype='float32'"
 
+def _with_rate(learn, batches, total):
+    "`batches`, with a bar that tells how fast it goes, if the Learner has bars"
+    if not hasattr(learn, 'progress'): return (yield from batches)
+    bar,start,n = progress_bar(batches, total=total, leave=False),time.time(),0
+    for o in bar:
+        yield o
+        n += len(o[1])
+        bar.comment = f'{n/(time.time()-start):,.0f} items a second'
+
 def _extract(learn, features, dl, order, writer, dtype, view, check):
     "Write the blocks that `writer` is missing, once `check` has looked at their items; ValueError on what can't be stored"
     with _batches(dl, list(writer.missing), writer.block, order, view) as batches, _eval_mode(features):
-        for b,idxs,batch in _bar(learn)(batches, total=len(writer.missing)) if hasattr(learn, 'progress') else batches:
+        for b,idxs,batch in _with_rate(learn, batches, len(writer.missing)):
             learn._split(learn._set_device(batch))
             out = _forward(learn, features, learn.xb)
             x,y = as_rows(out, dtype),torch.as_tensor(learn.yb[0]).cpu().numpy()
@@ -385,7 +394,10 @@ class Rows:
         self.unseen[v][new] = False
         return as_tensor(store.arrays['x'][rows], self.dtype)
 
-    def __getitem__(self, idx): return self.batch(torch.as_tensor(idx, device=self.y.device), True)
+    def __getitem__(self, idx):
+        idx = torch.as_tensor(idx, device=self.y.device)
+        x,y = self.batch(idx.reshape(-1), True)
+        return (x,y) if idx.ndim else (x[0],y[0])
 
     def batch(self, idx, clean):
         "Activations and targets of some items, by the clean pass or each by a view drawn for it"

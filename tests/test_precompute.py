@@ -9,7 +9,7 @@ from PIL import Image
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixUp
-from fastai.callback.progress import CSVLogger
+from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import BnFreeze
 from fastai.data.block import CategoryBlock
@@ -1439,3 +1439,14 @@ def test_an_unknown_event_is_refused(shared):
 def test_an_error_in_a_callback_says_where(shared):
     with pytest.raises(ZeroDivisionError, match='`Callback` when calling event `before_epoch`'), shared[1].no_logging():
         shared[1].fit(1, cbs=Callback(before_epoch=lambda self: 1/0))
+
+def test_one_row_by_its_number(shared):
+    rows = shared[1].dls.valid.dataset
+    x,y = rows[3]
+    assert x.shape==rows.x[0].shape[1:] and torch.equal(x, rows[[3]][0][0]) and torch.equal(y, rows[[3]][1][0])
+
+def test_a_bar_tells_the_speed(tmp_path, capsys):
+    learn = tiny(loaders(bs=3), tmp_path)
+    learn.add_cb(ProgressCallback())
+    learn.precompute(dtype='float32')
+    assert 'items a second' in capsys.readouterr().out

@@ -164,3 +164,14 @@ def test_accelerate_launch(tmp_path):
 def test_leftovers_are_killed(tmp_path):
     cmds = 'import signal; signal.pause()','0'
     with pytest.raises(AssertionError, match=r'exit status \[-15, 0\]'): together(tmp_path, *(([sys.executable, '-c', o], {}) for o in cmds), timeout=1)
+
+def test_a_head_that_two_processes_train(seen):
+    "On one store: each has half of the rows of an epoch, each row once, and both end with the same head"
+    a,b = (o['head'] for o in seen)
+    assert a['stores']==b['stores'] and len(a['stores'])==2
+    assert len(a['xs'])==len(b['xs'])==3*3
+    for e in range(3):
+        ours,theirs = (sorted(sum(o['xs'][3*e:3*e+3], [])) for o in (a,b))
+        assert len(ours)==len(theirs)==48 and sorted(ours+theirs)==list(range(96))
+    assert a['after']==b['after'] and a['values']==b['values'] and a['after'][:2]==[1,0]
+    assert a['values'][-1][1]<a['values'][0][1]

@@ -1,7 +1,7 @@
 "One of the processes of `test_processes`: it fits Learners together with the others, and writes what it saw as JSON"
 import json, os, random, sys, torch
 from pathlib import Path
-from fastai.callback.core import CancelEpochException
+from fastai.callback.core import Callback, CancelEpochException
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.distributed import DistributedDL
 from fastai.learner import Learner
@@ -9,9 +9,10 @@ from fastai.losses import MSELossFlat
 from fastai.optimizer import SGD
 from fastai.test_utils import RegModel
 from fastai.torch_core import num_distrib, rank_distrib
-from fastai_clr import fit # Patches Learner; chkstyle: ignore
+from fastai_clr import fit, precompute # Patch Learner; chkstyle: ignore
 from fastai_clr.cycles import SGDR, CycleScheduler
 from fastai_clr.schedules import CosineRestarts, StepDecay, Triangular
+from torch import nn
 from torch.utils.data import TensorDataset
 from learners import Cancel, Watch, quiet
 
@@ -89,11 +90,32 @@ def refused(path, n, drop_last, f):
         learn.fit_sgdr(1, 1, .05)
     return dict(left, error=error, trained=len(learn.recorder.losses))
 
+class Rows(Callback):
+    "The activations of each batch trained"
+    def before_fit(self): self.xs = []
+    def after_loss(self):
+        if self.learn.training: self.xs.append(self.learn.x.flatten().tolist())
+
+def head(path):
+    "Both ask for the activations at once; one makes them, and both train the head together"
+    path.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    random.seed(rank_distrib())
+    x = torch.arange(96.)[:,None]
+    dls = DataLoaders(*(TfmdDL(TensorDataset(x[:n], x[:n]/96), bs=bs, shuffle=n==96, num_workers=0) for n in (96,32)))
+    learn = quiet(Learner(dls, nn.Sequential(nn.Sequential(nn.Linear(1, 1)), nn.Sequential(nn.Linear(1, 1))), loss_func=MSELossFlat(), opt_func=SGD, path=path))
+    for p,v in zip(learn.model[0].parameters(), (1.,0.)): p.data.fill_(v)
+    head,rows = learn.precompute(dtype='float32'),Rows()
+    with head.distrib_ctx(sync_bn=False, cpu=True): head.fit(3, 1e-5, cbs=rows)
+    stores = sorted(o.name for o in (path/'activations').iterdir() if o.is_dir())
+    return dict(xs=rows.xs, after=numbers(learn), values=[list(o) for o in head.recorder.values], stores=stores)
+
 def main(path, *names):
     "It ends without tidying up, while gloo's threads still run: now and then that aborts a process"
     DistributedDL._broadcast,rank = broadcast,rank_distrib()
     res = {k:fitted(path/k, n, f) for k,(n,_,f) in fits.items() if not names or k in names}
     if not names:
+        res['head'] = head(path/'head')
         res.update({k:fitted(path/k, n, f, True) for k,(n,_,f) in dropping.items()})
         res.update({k:refused(path/k, *o) for k,o in errors.items()})
     (path/f'{rank}.json').write_text(json.dumps(dict(res, how=[num_distrib(),torch.distributed.get_backend()])), encoding='utf-8')
