@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 FACTS := settings.ini setup.py pyproject.toml
 
-.PHONY: help demo test docs bench clean
+.PHONY: help demo test stress docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install what the demo needs in .venv, and train on its pictures: the results go to runs/demo"
 	@echo "make test    install what developers need in .venv, and run all checks, as CI does"
+	@echo "make stress  the long tests of faults: more kills, at more moments"
 	@echo "make docs    build the documentation site in _docs"
 	@echo "make bench   measure, for hours, and write benchmarks/RESULTS.md; each script there can be run by itself"
 	@echo "make clean   delete what was built (not .venv, not runs)"
@@ -21,6 +22,10 @@ demo: .venv/.installed-demo
 test: .venv/.installed-dev
 	@echo "Running all checks (tools/ci.sh)"
 	@PATH="$(BIN):$$PATH" tools/ci.sh
+
+stress: .venv/.installed-dev
+	@echo "Killing processes at many moments: about twenty minutes"
+	@STRESS=1 OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q tests/faults
 
 docs: .venv/.installed-dev
 	@echo "Building the documentation site"

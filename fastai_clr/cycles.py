@@ -124,7 +124,7 @@ class CycleScheduler(Callback):
     ):
         super().__init__()
         if not hypers: raise ValueError("pass at least one schedule by the name of its hyper-parameter, e.g. `lr=CosineRestarts(3, lr_max=1e-2)`")
-        self.place = _Place()
+        self.place,self.hps,self.announces = _Place(),{},False
         self.set_scheds(hypers)
 
     def set_scheds(self, hypers):
@@ -244,7 +244,7 @@ def _announce(self:CycleScheduler):
 @patch
 def after_fit(self:CycleScheduler):
     if not hasattr(self.learn, 'recorder'): return
-    self.recorder.hps = {**self.recorder.hps, **self.hps}
+    self.recorder.hps = {**getattr(self.recorder, 'hps', {}), **self.hps}
     if self.announces and self.place.batch>=0: self.recorder.cycle_bounds = self.main.bounds(self.per_epoch, self.place.batch+1)
 
 # %% ../nbs/02_cycles.ipynb #164a9382
@@ -313,7 +313,7 @@ def cycle_hypers(
 class _Everyday(CycleScheduler):
     def __init__(self, kind, lr_max, moms, **kwargs):
         Callback.__init__(self)
-        self.place = _Place()
+        self.place,self.hps,self.announces = _Place(),{},False
         kind(**{k:v for k,v in kwargs.items() if k!='lr_min' or not isinstance(v, slice)})   # refuses now what makes no sense
         self.drives = {'lr'} if moms is None else {'lr','mom'}
         self.kind,self.peak,self.moms_,self.kwargs = kind,lr_max,moms,kwargs

@@ -76,7 +76,7 @@ def _fit(learn, n_epoch, hypers, cbs, snapshots, patience, monitor, comp, keep, 
                 extra.append(StopOnOverfit(patience, monitor, comp))
                 extra[-1].check(learn, scheduler.main, n_epoch, n_iter)
             plan = dict(epochs=n_epoch, batches=n_iter, schedule=hypers, wd=wd, snapshots=snapshots, patience=patience, monitor=monitor)
-            plan['cbs'] = [o.name for o in cbs]
+            plan['cbs'] = [{o.name: {k: str(v) for k,v in vars(o).items() if type(v) in (bool,int,float,str)}} for o in cbs]
             going_on = _resume(stack, learn, resume, start_epoch, plan)
             extra += _snapshots(stack, learn, snapshots, keep, overwrite, going_on, scheduler.main.n_cycles)
         learn.fit(n_epoch, cbs=L([scheduler, *extra]) + cbs, wd=wd, start_epoch=start_epoch, reset_opt=reset_opt and built)

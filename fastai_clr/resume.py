@@ -9,49 +9,51 @@ __all__ = ['CannotKeep', 'learner_state', 'load_learner_state', 'keep_state', 'R
 
 # %% ../nbs/04_resume.ipynb #e0ef20e2
 import difflib, hashlib, json, pickle, random, re, time, warnings
+from collections import Counter
 from contextlib import contextmanager
+from copy import copy
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fastai.callback.core import CancelEpochException, CancelFitException
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException
+from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.learner import Learner
-from fastai.torch_core import get_model, get_random_states, num_distrib, set_random_states
+from fastai.torch_core import default_device, get_model, get_random_states, num_distrib, set_random_states
+from torch import nn
 from .schedules import Schedule
 from .snapshots import _check_state, _claim_folder, _plain_name, _write_atomic
 
 # %% ../nbs/04_resume.ipynb #cb0f14e1
-class CannotKeep(TypeError): "Raised on a value that can't be written as plain values and tensors"
+class CannotKeep(TypeError): "Raised on a value that can't be written as plain values and tensors, or not be put back"
 
-_config = (Enum,ModuleType,Schedule,torch.dtype,torch.device,slice,Learner)
-
-def _encode(o, depth=0):
-    "`o` as plain values, tensors, lists and dicts with tags"
-    if depth>30: raise CannotKeep(f'{type(o).__name__} that holds itself')
-    def inner(v): return _encode(v, depth+1)
-    if o is None or isinstance(o, (bool,int,float,str)) and type(o).__module__=='builtins': return o
-    if isinstance(o, np.generic): return inner(o.item())
-    if isinstance(o, torch.Tensor): return _encode_tensor(o)
-    if isinstance(o, np.ndarray): return _encode_array(o)
-    if isinstance(o, Path): return {'path': str(o)}
-    if isinstance(o, bytes): return {'bytes': o.hex()}
-    if isinstance(o, dict): return {'dict': [[inner(k),inner(v)] for k,v in o.items()]}
-    if isinstance(o, L): return {'L': list(map(inner, o))}
-    if isinstance(o, tuple): return tuple(map(inner, o))
-    if isinstance(o, list): return _encode_list(o, inner)
-    if isinstance(o, (set,frozenset)): return {'set': list(map(inner, o))}
+def _encode(o, parts=(), depth=0):
+    "`o` as plain values, tensors, lists and dicts with tags; tensors whose ids are in `parts` belong to the model, and stay"
+    if depth>30: raise CannotKeep(f'a {type(o).__name__} that holds itself')
+    def inner(v): return _encode(v, parts, depth+1)
+    if o is None or type(o) in (bool,int,float,str): return o
+    if id(o) in parts: return {'stays': None}
+    for kind,f in _encoders.items():
+        if isinstance(o, kind): return f(o, inner)
     return _encode_object(o, inner)
 
 # %% ../nbs/04_resume.ipynb #f0bb8cc5
-def _encode_tensor(o):
+def _encode_tensor(o, inner):
     t = o.detach().as_subclass(torch.Tensor)
+    if o.is_leaf and o.requires_grad: return {'leaf': t.to('cpu', copy=True), 'device': str(t.device)}
     return t.clone() if t.device.type=='cpu' else {'tensor': t.to('cpu', copy=True), 'device': str(t.device)}
 
-def _encode_array(o):
+def _encode_array(o, inner):
     if o.dtype.hasobject: raise CannotKeep('an array of objects')
-    return {'array': torch.from_numpy(np.frombuffer(o.tobytes(), np.uint8).copy()), 'dtype': o.dtype.str, 'shape': o.shape}
+    return {'array': torch.from_numpy(np.frombuffer(o.tobytes(), np.uint8).copy()), 'dtype': o.dtype.str, 'shape': tuple(o.shape)}
+
+def _encode_dict(o, inner):
+    "Also a defaultdict or the like, which is filled again; its keys must be plain"
+    res = {'dict': [[inner(k),inner(v)] for k,v in o.items()]}
+    if any(isinstance(k, dict) and 'stays' in k for k,_ in res['dict']): raise CannotKeep(f'a {type(o).__name__} by parameters')
+    return res
 
 # %% ../nbs/04_resume.ipynb #96672004
 def _encode_list(o, inner):
@@ -59,12 +61,33 @@ def _encode_list(o, inner):
         return {'numbers': torch.stack([v.detach().as_subclass(torch.Tensor) for v in o])}
     return list(map(inner, o))
 
+def _encode_callback(o, inner): return {'vars': {k: inner(v) for k,v in vars(o).items() if k!='learn'}}
+
 def _encode_object(o, inner):
-    "An object by its state or its attributes; one that says how something was made stays as it is"
-    if hasattr(o, 'state_dict') and hasattr(o, 'load_state_dict') and not isinstance(o, type): return {'state': inner(o.state_dict())}
-    if callable(o) or isinstance(o, _config): return {'stays': True}
-    if not hasattr(o, '__dict__') or hasattr(type(o), '__slots__'): raise CannotKeep(f'a {type(o).__name__}')
+    "An object by its state or its attributes; a function stays, and is to be the same"
+    if hasattr(type(o), 'state_dict') and hasattr(type(o), 'load_state_dict'): return {'state': inner(o.state_dict())}
+    if callable(o) or isinstance(o, (ModuleType,Schedule)): return {'stays': getattr(o, '__qualname__', None)}
+    plain = all(getattr(type(o), k) is getattr(object, k) for k in ('__reduce__','__reduce_ex__')) and not hasattr(type(o), '__slots__') and hasattr(o, '__dict__')
+    if not plain: raise CannotKeep(f'a {type(o).__name__}')
     return {'vars': {k: inner(v) for k,v in vars(o).items()}}
+
+# %% ../nbs/04_resume.ipynb #eed5d0ec
+_encoders = {Learner: lambda o,f: {'stays': None}, Callback: _encode_callback, torch.Tensor: _encode_tensor, np.ndarray: _encode_array}
+_encoders[np.generic] = lambda o,f: f(o.item())
+_encoders[Enum] = lambda o,f: {'enum': o.name}
+_encoders[Path] = lambda o,f: {'path': str(o)}
+_encoders[bytes] = lambda o,f: {'bytes': o.hex()}
+_encoders[dict] = _encode_dict
+_encoders[L] = lambda o,f: {'L': list(map(f, o))}
+_encoders[tuple] = lambda o,f: {'named': list(map(f, o))} if hasattr(o, '_fields') else tuple(map(f, o))
+_encoders[list] = _encode_list
+_encoders[(set,frozenset)] = lambda o,f: {type(o).__name__ if type(o) in (set,frozenset) else 'set': list(map(f, o))}
+_encoders[slice] = lambda o,f: {'slice': [f(v) for v in (o.start,o.stop,o.step)]}
+_encoders[torch.device] = lambda o,f: {'device': str(o)}
+_encoders[torch.dtype] = lambda o,f: {'dtype': str(o).partition('.')[2]}
+_encoders[random.Random] = lambda o,f: {'random': o.getstate()}
+_encoders[torch.Generator] = lambda o,f: {'generator': o.get_state()}
+_encoders[np.random.Generator] = lambda o,f: {'bits': f(o.bit_generator.state)}
 
 # %% ../nbs/04_resume.ipynb #c41c607d
 def _decode(e, now=None):
@@ -75,27 +98,75 @@ def _decode(e, now=None):
 
 def _at(now, i):
     "The part `i` of what is there now, if it has one"
-    if isinstance(now, dict): return now.get(i)
+    if isinstance(now, dict): return dict.get(now, i)
     return now[i] if isinstance(now, (list,tuple,L)) and i<len(now) else None
 
-def _decode_state(e, now):
-    now.load_state_dict(_decode(e['state']))
+def _need(now, what):
+    if not what(now): raise CannotKeep(f'there is {"nothing" if now is None else "a "+type(now).__name__} to put it into')
     return now
 
 # %% ../nbs/04_resume.ipynb #302c2f62
-def _decode_vars(e, now):
-    for k in vars(now).keys()-e['vars'].keys(): del vars(now)[k]
-    for k,v in e['vars'].items(): vars(now)[k] = _decode(v, vars(now).get(k))
+def _decode_state(e, now):
+    _need(now, lambda o: hasattr(type(o), 'load_state_dict')).load_state_dict(_decode(e['state']))
     return now
 
-_decoders = dict(stays=lambda e,now: now, state=_decode_state, vars=_decode_vars)
+def _decode_vars(e, now):
+    attrs = vars(_need(now, lambda o: hasattr(o, '__dict__')))
+    for k in attrs.keys()-e['vars'].keys()-{'learn'}: del attrs[k]
+    for k,v in e['vars'].items(): attrs[k] = _decode(v, attrs.get(k))
+    return now
+
+def _decode_dict(e, now):
+    d = {_decode(k): _decode(v, _at(now, _decode(k))) for k,v in e['dict']}
+    if not isinstance(now, dict) or type(now) is dict: return d
+    res = copy(now)
+    res.clear()
+    for k,v in d.items(): res[k] = v
+    return res
+
+# %% ../nbs/04_resume.ipynb #8ad0d823
+def _decode_leaf(e, now):
+    if isinstance(now, torch.Tensor) and now.shape==e['leaf'].shape:
+        now.data.copy_(e['leaf'])
+        return now
+    return e['leaf'].to(e['device']).requires_grad_()
+
+def _decode_stays(e, now):
+    name = getattr(now, '__qualname__', None)
+    if e['stays'] is not None and name!=e['stays']: raise CannotKeep(f"it was {e['stays']}, and is {name}")
+    return now
+
+def _decode_random(e, now):
+    o = now if isinstance(now, random.Random) else random.Random()
+    o.setstate(e['random'])
+    return o
+
+# %% ../nbs/04_resume.ipynb #b0ec035c
+def _decode_generator(e, now):
+    o = now if isinstance(now, torch.Generator) else torch.Generator()
+    return o.set_state(e['generator'])
+
+def _decode_bits(e, now):
+    state = _decode(e['bits'])
+    o = now if isinstance(now, np.random.Generator) else np.random.Generator(getattr(np.random, state['bit_generator'])())
+    o.bit_generator.state = state
+    return o
+
+# %% ../nbs/04_resume.ipynb #006f4ab0
+_decoders = dict(stays=_decode_stays, state=_decode_state, vars=_decode_vars, dict=_decode_dict, leaf=_decode_leaf)
+_decoders.update(random=_decode_random, generator=_decode_generator, bits=_decode_bits)
 _decoders['tensor'] = lambda e,now: e['tensor'].to(e['device'])
 _decoders['array'] = lambda e,now: np.frombuffer(e['array'].numpy().tobytes(), np.dtype(e['dtype'])).reshape(e['shape']).copy()
 _decoders['path'] = lambda e,now: Path(e['path'])
 _decoders['bytes'] = lambda e,now: bytes.fromhex(e['bytes'])
-_decoders['dict'] = lambda e,now: {_decode(k): _decode(v, _at(now, k)) for k,v in e['dict']}
+_decoders['enum'] = lambda e,now: type(_need(now, lambda o: isinstance(o, Enum)))[e['enum']]
 _decoders['L'] = lambda e,now: L(_decode(v, _at(now, i)) for i,v in enumerate(e['L']))
-_decoders['set'] = lambda e,now: {_decode(v) for v in e['set']}
+_decoders['named'] = lambda e,now: type(_need(now, lambda o: hasattr(o, '_fields')))(*map(_decode, e['named']))
+_decoders['set'] = lambda e,now: set(map(_decode, e['set']))
+_decoders['frozenset'] = lambda e,now: frozenset(map(_decode, e['frozenset']))
+_decoders['slice'] = lambda e,now: slice(*e['slice'])
+_decoders['device'] = lambda e,now: torch.device(e['device'])
+_decoders['dtype'] = lambda e,now: getattr(torch, e['dtype'])
 _decoders['numbers'] = lambda e,now: list(e['numbers'].unbind())
 
 # %% ../nbs/04_resume.ipynb #106a3edc
@@ -107,64 +178,101 @@ def _decode_grads(model, grads):
     for p,g in zip(model.parameters(), grads): p.grad = None if g is None else torch.zeros_like(p) if isinstance(g, int) else _decode(g).to(p.device)
 
 # %% ../nbs/04_resume.ipynb #830c6ca8
+def _generators(dl): return [getattr(o, 'generator', None) for o in (dl,getattr(dl, 'sampler', None))]
+
 def _loader_state(dl):
     "What decides a DataLoader's next order"
-    gen = getattr(dl, 'generator', None)
     return dict(rng=dl.rng.getstate() if isinstance(getattr(dl, 'rng', None), random.Random) else None,
-        generator=gen.get_state() if isinstance(gen, torch.Generator) else None,
+        generators=[o.get_state() if isinstance(o, torch.Generator) else None for o in _generators(dl)],
         idxs=list(map(int, dl.items.idxs)) if hasattr(dl, 'make_chunks') else None)   # texts of a language model are shuffled in place
 
 def _load_loader_state(dl, state):
     if state['rng'] is not None: dl.rng.setstate(state['rng'])
-    if state['generator'] is not None: dl.generator.set_state(state['generator'])
+    for o,v in zip(_generators(dl), state['generators']):
+        if v is not None: o.set_state(v)
     if state['idxs'] is not None:
         dl.items.idxs[:] = state['idxs']
         dl.make_chunks()
 
 # %% ../nbs/04_resume.ipynb #a0b48aea
-def _cb_state(cb, unknown):
+def _parts(learn): return {id(o) for o in [*learn.model.parameters(),*learn.model.buffers()]}
+
+def _cb_state(cb, parts, unknown):
     "What a callback remembers; what can't be kept is noted in `unknown`"
     res = {}
     for k,v in vars(cb).items():
-        if k=='learn': continue
-        try: res[k] = _encode(v)
+        if k=='learn' or isinstance(v, Callback) and v.learn is not None: continue
+        try: res[k] = _encode(v, parts)
         except CannotKeep as e: unknown.append((cb,k,str(e)))
     return res
 
-def _is_display(cb): return type(cb).__module__=='fastai.callback.progress'
-
 def _load_cb_state(cb, state, now=None):
     now = vars(cb) if now is None else now
-    for k,v in state.items(): vars(cb)[k] = _decode(v, now.get(k))
+    for k,v in state.items():
+        try: vars(cb)[k] = _decode(v, now.get(k))
+        except CannotKeep as e: warnings.warn(f"`{k}` of {type(cb).__name__} can't be put back ({e}), and stays as it is")
+
+# %% ../nbs/04_resume.ipynb #3b057559
+def _is_display(cb): return isinstance(cb, (ProgressCallback,CSVLogger))
+
+def _named(cbs):
+    "Callbacks by name, and number among those of that name"
+    seen = Counter()
+    for cb in cbs:
+        if not _is_display(cb): yield f'{cb.name} {seen[cb.name]}',cb
+        seen[cb.name] += 1
+
+def _loss_module(learn): return next((o for o in (learn.loss_func,getattr(learn.loss_func, 'func', None)) if isinstance(o, nn.Module)), None)
+
+# %% ../nbs/04_resume.ipynb #65b4b4d8
+_kept = ('final_record','smooth_loss','loss')
+
+def _attrs(learn):
+    "The Learner's plain attributes, but for that of the display"
+    return {k: v for k,v in vars(learn).items() if type(v) in (bool,int,float) and k!='create_mbar' or k in _kept}
+
+def _no_state_buffers(model):
+    "Buffers that are not in the model's `state_dict`"
+    known = model.state_dict().keys()
+    return {k: v for k,v in model.named_buffers() if k not in known}
 
 # %% ../nbs/04_resume.ipynb #ab0ba541
 def learner_state(
     learn:Learner, # Any Learner; nothing of it changes
 )->tuple: # The state, as plain values and tensors; a list of (callback, attribute, what it is) that can't be kept
     "All that decides how training goes on"
-    model,opt,unknown = get_model(learn.model),learn.opt,[]
-    res = dict(model=_encode(model.state_dict()), grads=_encode_grads(model), training=[m.training for m in model.modules()])
+    model,opt,loss,parts,unknown = get_model(learn.model),learn.opt,_loss_module(learn),_parts(learn),[]
+    res = dict(model=_encode(model.state_dict()), buffers=_encode(_no_state_buffers(model)), grads=_encode_grads(model))
+    res['training'] = [m.training for m in model.modules()]
     res['trainable'] = [p.requires_grad for p in model.parameters()]
-    res.update(opt=None if opt is None else _encode(opt.state_dict()), frozen_idx=getattr(opt, 'frozen_idx', 0), train_iter=getattr(learn, 'train_iter', None))
-    res['cbs'] = {cb.name: _cb_state(cb, unknown) for cb in learn.cbs if not _is_display(cb)}
+    res.update(opt=None if opt is None else _encode(opt.state_dict()), frozen_idx=getattr(opt, 'frozen_idx', 0))
+    res.update(loss=None if loss is None else _encode(loss.state_dict()), scaler=None if vars(learn).get('scaler') is None else _encode(learn.scaler.state_dict()))
+    res['attrs'] = {k: _encode(v) for k,v in _attrs(learn).items()}
+    res['cbs'] = {k: _cb_state(cb, parts, unknown) for k,cb in _named(learn.cbs)}
     res.update(loaders=[_loader_state(o) for o in learn.dls.loaders], random=_encode(get_random_states()))
     return res,unknown
+
+# %% ../nbs/04_resume.ipynb #6f2497e1
+def _load_model(model, state):
+    model.load_state_dict(_decode(state['model']))
+    for k,v in _decode(state['buffers']).items(): model.get_buffer(k).copy_(v)
+    _decode_grads(model, state['grads'])
+    for m,v in zip(model.modules(), state['training']): m.training = v
+    for p,v in zip(model.parameters(), state['trainable']): p.requires_grad_(v)
 
 def load_learner_state(
     learn:Learner, # A Learner made like the one that the state was taken from
     state:dict, # From `learner_state`
 ):
-    "Put a Learner into a state; the random numbers come last"
-    model = get_model(learn.model)
-    model.load_state_dict(_decode(state['model']))
-    _decode_grads(model, state['grads'])
-    for m,v in zip(model.modules(), state['training']): m.training = v
-    for p,v in zip(model.parameters(), state['trainable']): p.requires_grad_(v)
+    "Put a Learner into a state"
+    _load_model(get_model(learn.model), state)
     if state['opt'] is not None:
         learn.opt.load_state_dict(_decode(state['opt']))
         learn.opt.frozen_idx = state['frozen_idx']
-    if state['train_iter'] is not None: learn.train_iter = state['train_iter']
-    for cb in learn.cbs: _load_cb_state(cb, state['cbs'].get(cb.name, {}))
+    if state['loss'] is not None: _loss_module(learn).load_state_dict(_decode(state['loss']))
+    if state['scaler'] is not None and vars(learn).get('scaler') is not None: learn.scaler.load_state_dict(_decode(state['scaler']))
+    vars(learn).update({k: _decode(v) for k,v in state['attrs'].items()})
+    for k,cb in _named(learn.cbs): _load_cb_state(cb, state['cbs'].get(k, {}))
     for dl,v in zip(learn.dls.loaders, state['loaders']): _load_loader_state(dl, v)
     set_random_states(**_decode(state['random']))
 
@@ -181,7 +289,7 @@ def keep_state(
 ):
     "Everything of a Learner is afterwards as it was before, after an error or Ctrl-C too"
     state,_ = learner_state(learn)
-    objs = [(o,dict(vars(o)),_cb_state(o, [])) for o in [*learn.cbs,*learn.metrics]]
+    objs = [(o,dict(vars(o)),_cb_state(o, _parts(learn), [])) for o in [*learn.cbs,*learn.metrics]]
     was = {**vars(learn), 'cbs': L(list(learn.cbs))}
     try: yield learn
     finally:
@@ -209,22 +317,34 @@ def _hash_items(o):
         except TypeError: return None
     if isinstance(o, torch.Tensor): o = o.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     if isinstance(o, np.ndarray) and not o.dtype.hasobject: return hashlib.sha256(np.ascontiguousarray(o)).hexdigest()[:16]
-    plain = isinstance(o, (list,tuple,L)) and all(isinstance(v, (str,Path,int,float,bytes)) for v in o)
-    if plain: return hashlib.sha256(repr([str(v) for v in o]).encode()).hexdigest()[:16]
+    if isinstance(o, (list,tuple,L)):
+        h = hashlib.sha256()
+        if all([_add_item(h, v) for v in o]): return h.hexdigest()[:16]
+
+def _add_item(h, v):
+    "Add an item to a hash, if it can be told from others"
+    if isinstance(v, (str,Path,int,float,bytes,np.generic)): h.update(repr(str(v)).encode())
+    elif isinstance(v, (torch.Tensor,np.ndarray)): h.update(repr(_hash_items(v)).encode())
+    else: return isinstance(v, tuple) and all([_add_item(h, o) for o in v])
+    return True
 
 def _describe_set(dl):
     ds = getattr(dl, 'dataset', None)
-    parts = getattr(ds, 'tensors', None) or [getattr(ds, 'items', None), getattr(ds, 'y', None)]
+    parts = getattr(ds, 'tensors', None)
+    if parts is None: parts = [getattr(ds, 'items', None),getattr(ds, 'y', None),ds]
+    if isinstance(parts, torch.Tensor): parts = [parts]
     try: n = len(ds)
     except TypeError: n = getattr(dl, 'n', None)
     return dict(items=n, bs=getattr(dl, 'bs', getattr(dl, 'batch_size', None)), drop_last=getattr(dl, 'drop_last', None), content=[o for o in map(_hash_items, parts) if o])
 
+# %% ../nbs/04_resume.ipynb #e346de20
 def _describe(learn, plan):
     "What a checkpoint belongs to, in plain values"
     opt = learn.opt
-    res = dict(plan, model=_no_address(learn.model).splitlines(), loss=_no_address(learn.loss_func), device=str(learn.dls.device))
+    res = dict(plan, model=_no_address(learn.model).splitlines(), loss=_no_address(learn.loss_func), device=str(getattr(learn.dls, 'device', None) or default_device()))
     res['optimizer'] = f"{type(opt).__name__} with {len(opt.hypers)} groups of {', '.join(sorted(opt.hypers[0]))}"
     res['trainable'] = ''.join('01'[p.requires_grad] for p in learn.model.parameters())
+    if _loss_module(learn) is not None: res['weights of the loss'] = [_hash_items(o) for o in _loss_module(learn).state_dict().values()]
     res['callbacks'] = sorted(o.name for o in learn.cbs if not _is_display(o))
     res['data'] = {k: _describe_set(o) for k,o in zip(('training set','validation set'), learn.dls.loaders)}
     return json.loads(json.dumps(res, default=_no_address))
@@ -258,7 +378,7 @@ class Resumable:
         name:str, # Checkpoints go to `learn.path/learn.model_dir/'resume'/name`
         **plan # What else must be the same, by name, such as the schedule
     ):
-        self.learn,self.folder,self.plan,self.state,self.info = learn,learn.path/learn.model_dir/'resume'/_plain_name(name, 'resume'),plan,None,None
+        self.learn,self.folder,self.plan,self.state,self.info,self.ended = learn,learn.path/learn.model_dir/'resume'/_plain_name(name, 'resume'),plan,None,None,None
         self.say = print if learn.logger is print else lambda o: None
 
     def __enter__(self):
@@ -268,7 +388,7 @@ class Resumable:
         self.of,self.rows,self.start,self.warned = _describe(self.learn, self.plan),[],0,False
         self.lock = _claim_folder(self.folder, 0, '`resume`')
         try:
-            for o in self.folder.glob('.*'): o.unlink()   # of a process that was killed
+            for o in [*self.folder.glob('.epoch-*'),*self.folder.glob('.final.*'),*self.folder.glob('.begun.*')]: o.unlink()   # of a process that was killed
             self._read()
         except BaseException:
             self.lock.release(force=True)
@@ -276,9 +396,11 @@ class Resumable:
         self.learn._do_fit = self._do_fit
         return self
 
-    def __exit__(self, *args):
+    def __exit__(self, kind, *args):
         vars(self.learn).pop('_do_fit', None)
-        self.lock.release(force=True)
+        try:
+            if kind is None: self._finish()
+        finally: self.lock.release(force=True)
 
 # %% ../nbs/04_resume.ipynb #33f6340a
 @patch
@@ -299,11 +421,13 @@ def _read(self:Resumable):
     self.going_on = bool(files) or begun.exists() and begun.read_text(encoding='utf-8')==json.dumps(self.of, indent=1)
     for o in files[::-1]:
         try: info,state = _open(o)
-        except (OSError,ValueError,KeyError,TypeError,RuntimeError,pickle.UnpicklingError) as e: warnings.warn(f"the checkpoint {o} is damaged ({e}): looking for the one before it")
+        except _damages as e: warnings.warn(f"the checkpoint {o} is damaged ({e}): looking for the one before it")
         else: return self._take(o, info, state)
     if files: warnings.warn(f"no checkpoint in {self.folder} is whole: training begins anew")
 
 # %% ../nbs/04_resume.ipynb #b1e73d43
+_damages = (OSError,ValueError,KeyError,TypeError,RuntimeError,EOFError,pickle.UnpicklingError)
+
 def _open(file):
     "A checkpoint's description and state, `None` for the state if its format is another"
     info = json.loads(file.read_text(encoding='utf-8'))
@@ -323,19 +447,30 @@ def _take(self:Resumable, file, info, state):
     self.say(f"{'Going on' if info['ended'] is None else 'Finished before'}: checkpoint of {info['time']} after epoch {info['epoch']} in {self.folder}")
 
 @patch
+def _finish(self:Resumable):
+    "Once the fit is over, its callbacks' `after_fit` included: write the end, or put it back if it was there"
+    if self.state is not None: return   # no fit took place
+    file = self.folder/'final.json'
+    if self.ended is None: return self._write(file, learner_state(self.learn)[0], self.last, 'final')
+    try: info,state = _open(file)
+    except _damages: return
+    if info['of']==self.of and state is not None: load_learner_state(self.learn, state['learner'])
+
+# %% ../nbs/04_resume.ipynb #46c34845
+@patch
 def _do_fit(self:Resumable):
     "The Learner's loop, from where the checkpoint says"
     learn,begun = self.learn,self.folder/'begun.json'
     _write_atomic(begun, lambda f: f.write_text(json.dumps(self.of, indent=1), encoding='utf-8'))
     del learn._do_fit   # so that an export within the fit is of a plain Learner
-    ended = self._restore() if self.state is not None else None
-    if ended=='cancelled': raise CancelFitException()
+    if self.state is not None: self._restore()
+    if self.ended=='cancelled': raise CancelFitException()
     try:
-        for epoch in range(learn.n_epoch if ended else self.start, learn.n_epoch): self._do_epoch(epoch)
+        for epoch in range(learn.n_epoch if self.ended else self.start, learn.n_epoch): self._do_epoch(epoch)
     except CancelFitException:
         self._save(self.epoch, 'cancelled')
         raise
-    if not ended: self._save(learn.n_epoch-1, 'done')
+    if not self.ended: self._save(learn.n_epoch-1, 'done')
 
 # %% ../nbs/04_resume.ipynb #8c99d4e8
 @patch
@@ -348,32 +483,43 @@ def _do_epoch(self:Resumable, epoch):
 # %% ../nbs/04_resume.ipynb #72479f69
 @patch
 def _restore(self:Resumable):
-    "Put the Learner into the checkpoint's state; how its run ended, `None` if it didn't"
+    "Put the Learner into the checkpoint's state"
     learn = self.learn
     load_learner_state(learn, self.state['learner'])
     self.rows,self.start,learn.epoch = self.state['rows'],self.info['epoch']+1,self.info['epoch']
     if getattr(getattr(learn, 'progress', None), 'mbar', None): learn.progress.mbar.update(0)   # which starts its clock
-    for row in self.rows: learn.logger(L(_decode(row)))
-    self.state = None
-    return self.info['ended']
+    for row in [] if any(isinstance(o, CSVLogger) and o.append for o in learn.cbs) else self.rows: learn.logger(L(_decode(row)))
+    self.state,self.ended = None,self.info['ended']
 
 # %% ../nbs/04_resume.ipynb #1e1bf50e
 @patch
 def _save(self:Resumable, epoch, ended):
     "Write a checkpoint; a disk that is full doesn't end a training that can go on without"
-    learn,file = self.learn,self.folder/f'epoch-{epoch:05d}.pth'
-    state,unknown = learner_state(learn)
+    learn,(state,unknown) = self.learn,learner_state(self.learn)
     if unknown and not self.warned: self._warn(unknown)
-    if hasattr(learn, 'recorder') and len(self.rows)<len(learn.recorder.values): self.rows.append(_encode(list(learn.recorder.log)))
+    if hasattr(learn, 'recorder') and len(self.rows)<len(learn.recorder.values): self.rows.append([_encode_row(o) for o in learn.recorder.log])
+    self.last = epoch
+    if self._write(self.folder/f'epoch-{epoch:05d}.json', state, epoch, ended): self._drop_old()
+
+def _encode_row(v):
+    try: return _encode(v)
+    except CannotKeep: return str(v)
+
+@patch
+def _write(self:Resumable, file, state, epoch, ended):
+    "Write a state and its description; whether the disk took it"
     info = dict(format=_FORMAT, epoch=epoch, ended=ended, time=time.strftime('%Y-%m-%d %H:%M:%S'), torch=torch.__version__, of=self.of)
     try:
-        _write_atomic(file, lambda f: torch.save(dict(learner=state, rows=self.rows), f))
-        info['sha256'] = _sha(file)
+        _write_atomic(file.with_suffix('.pth'), lambda f: torch.save(dict(learner=state, rows=self.rows), f))
+        info['sha256'] = _sha(file.with_suffix('.pth'))
         info['seal'] = _seal(info)
-        _write_atomic(file.with_suffix('.json'), lambda f: f.write_text(json.dumps(info, indent=1), encoding='utf-8'))
-    except (OSError,RuntimeError) as e: warnings.warn(f"the checkpoint after epoch {epoch} could not be written to {self.folder} ({e}): training goes on, and the one before it stays")
-    else: self._drop_old()
+        _write_atomic(file, lambda f: f.write_text(json.dumps(info, indent=1), encoding='utf-8'))
+    except (OSError,RuntimeError) as e:
+        warnings.warn(f"the checkpoint after epoch {epoch} could not be written to {self.folder} ({e}): training goes on, and the one before it stays")
+        return False
+    return True
 
+# %% ../nbs/04_resume.ipynb #47d4213e
 @patch
 def _drop_old(self:Resumable):
     "Keep the last two checkpoints"

@@ -21,11 +21,12 @@ from fastcore.basics import getcallable, noop, patch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.layers import Cat, Lambda
 from fastai.learner import Learner
-from fastai.torch_core import get_model, get_random_states, params, rank_distrib, set_random_states, to_device
+from fastai.torch_core import get_model, get_random_states, params, rank_distrib, set_random_states, to_detach, to_device
 from filelock import FileLock, Timeout
 from matplotlib.axes import Axes
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import RandomSampler
 from .cycles import CycleScheduler, is_finite
 from .plots import plot_cycles, plot_scores
 
@@ -75,9 +76,13 @@ def _claim_folder(
 # %% ../nbs/03_snapshots.ipynb #f27ef2bd
 def _last_row(rec):
     "The recorder's last row as a dict of plain numbers"
-    return {k:v if v is None else float(v) for k,v in zip(list(rec.metric_names)[1:], rec.values[-1])} if rec.values else {}
+    return {k: _number(v) for k,v in zip(list(rec.metric_names)[1:], rec.values[-1])} if rec.values else {}
 
-def _finite(row): return {k:v if v is None or math.isfinite(v) else None for k,v in row.items()}
+def _number(v):
+    "A metric's value: a number, `None`, a list of numbers, or what it looks like"
+    if isinstance(v, (np.ndarray,torch.Tensor)): v = v.tolist()
+    return v if v is None or isinstance(v, (bool,int,float,list)) else float(v) if isinstance(v, np.generic) else str(v)
+
 
 def _n_bytes(
     state, # Tensors in dicts, lists and tuples
@@ -131,12 +136,13 @@ class SnapshotSaver(Callback):
 def _save(self:SnapshotSaver):
     cs = self.learn.cycle_scheduler
     whole = cs.cycle_stop%cs.per_epoch==0
-    row = _finite(_last_row(self.learn.recorder)) if whole else {}
+    row = _last_row(self.learn.recorder) if whole and hasattr(self.learn, 'recorder') else {}
+    row = {k: v if is_finite(v) or isinstance(v, (list,str)) else None for k,v in row.items()}
     info = dict(cycle=cs.cycle, epoch=self.learn.epoch, batches=cs.cycle_stop, **row, schedule=repr(cs.main))
     _write_atomic(_file(self.folder, cs.cycle), lambda f: torch.save(get_model(self.learn.model).state_dict(), f))
     _write_atomic(_file(self.folder, cs.cycle).with_suffix('.json'), lambda f: f.write_text(json.dumps(info, indent=1), encoding='utf-8'))
     self.saved = [*self.saved,cs.cycle][-(self.keep or 0):]
-    for o in self.folder.glob('cycle-*'):
+    for o in sorted(self.folder.glob('cycle-*')):   # the JSON goes first
         if o.stem not in [_file(self.folder, c).stem for c in self.saved]: o.unlink()
 
 def _file(folder, cycle): return folder/f'cycle-{cycle:03d}.pth'
@@ -213,10 +219,11 @@ def _preds(learn, files, ds_idx, dl):
     for f in files:
         _load(learn, f)
         preds,targs = learn.get_preds(ds_idx, dl)[:2]
+        if preds is None: raise ValueError("there is nothing to predict: `dl` is empty")
         if not isinstance(preds, torch.Tensor): raise TypeError(f"an ensemble needs a model with one output, and this one gives {len(preds)}")
         first = targs if first is None else first
         if isinstance(targs, torch.Tensor) and not torch.equal(targs, first): raise ValueError("`dl` gives its items in another order each time: pass one that doesn't shuffle")
-        yield preds.float(),targs
+        yield preds.float() if preds.dtype in (torch.float16,torch.bfloat16) else preds,targs
 
 # %% ../nbs/03_snapshots.ipynb #909b6bca
 def _inverse(loss_func):
@@ -229,12 +236,21 @@ def _inverse(loss_func):
 def _before_activation(loss_func, preds):
     "What a model would have to give out for `preds`; certainty stays finite"
     f = _inverse(loss_func)
-    return f(preds) if f is noop else f(preds.clamp(torch.finfo(preds.dtype).tiny, 1 if f is torch.log else 1-torch.finfo(preds.dtype).eps))
+    return f(preds) if f is noop else f(preds.clamp(**_range(f, preds.dtype)))
+
+def _range(inverse, dtype): return dict(min=torch.finfo(dtype).tiny, max=1 if inverse is torch.log else 1-torch.finfo(dtype).eps)
+
+# %% ../nbs/03_snapshots.ipynb #dd97bb67
+def _loss(learn, preds, targs):
+    "The loss function's value for predictions, where its own tensors are"
+    if targs is None: raise ValueError("a loss needs targets, and `dl` has none")
+    own = [*learn.loss_func.buffers()] if isinstance(learn.loss_func, nn.Module) else [*getattr(getattr(learn.loss_func, 'func', None), 'buffers', tuple)()]
+    to = partial(to_device, device=own[0].device if own else torch.device('cpu'))
+    return to_detach(learn.loss_func(*to((_before_activation(learn.loss_func, preds), *(targs if isinstance(targs, tuple) else (targs,))))))
 
 def _losses(learn, preds, targs):
     "Loss of each item"
-    with learn.loss_not_reduced(): res = learn.loss_func(_before_activation(learn.loss_func, preds), targs)
-    return torch.as_tensor(res).view(len(preds), -1).mean(1)
+    with learn.loss_not_reduced(): return _loss(learn, preds, targs).view(len(preds), -1).mean(1)
 
 # %% ../nbs/03_snapshots.ipynb #f6302fbc
 @patch
@@ -248,6 +264,7 @@ def snapshot_preds(self:Learner,
 )->tuple: # Mean of the predictions, shape as from `get_preds`; targets; losses, shape (n_items,), if asked for
     "Mean predictions of snapshots, in one pass over the data for each; the Learner's weights stay as they are"
     files,ws = _chosen(self, name, last, weights)
+    if not hasattr(dl, 'get_idxs') and isinstance(getattr(dl, 'sampler', None), RandomSampler): raise ValueError("`dl` gives its items in another order each time: pass one that doesn't shuffle")
     mean = None
     with _weights_kept(self):
         for w,(preds,targs) in zip(ws, _preds(self, files, ds_idx, dl)): mean = preds*w if mean is None else mean.add_(preds, alpha=w)
@@ -259,15 +276,18 @@ def _ensemble(learn, files, ws):
     act,inverse,members = getcallable(learn.loss_func, 'activation'),_inverse(learn.loss_func),[]
     for f,w in zip(files, ws):
         _load(learn, f)
+        if hasattr(learn.model, 'reset'): raise TypeError(f"an ensemble can't be exported of models with a state of their own, such as those for texts: {type(learn.model).__name__}")
         members.append(nn.Sequential(deepcopy(get_model(learn.model)), Lambda(act), Lambda(partial(operator.mul, w)), Lambda(partial(torch.unsqueeze, dim=0))))
-    return nn.Sequential(Cat(members, dim=0), Lambda(partial(torch.sum, dim=0)), *([] if inverse is noop else [Lambda(inverse)]))
+    mean = Cat(members, dim=0),Lambda(partial(torch.sum, dim=0))
+    return nn.Sequential(*mean, *([] if inverse is noop else [Lambda(partial(torch.clamp, **_range(inverse, torch.float32))),Lambda(inverse)]))
 
 @contextmanager
 def _other_model(learn, model):
     "The Learner has `model` for a while, and no optimizer"
-    was = {k: getattr(learn, k) for k in ('model','opt','splitter')}
+    was = {k: getattr(learn, k) for k in ('model','opt','splitter','dls')}
     learn.model,learn.opt,learn.splitter = model,None,params
-    try: yield
+    try:
+        with learn.removed_cbs([o for o in learn.cbs if type(o).__module__.startswith('fastai_clr.')]): yield   # so that the file needs fastai alone
     finally:
         for k,v in was.items(): setattr(learn, k, v)
 
@@ -286,7 +306,7 @@ def export_ensemble(self:Learner,
     if not all(hasattr(o.dataset, 'new_empty') for o in self.dls.loaders): raise TypeError("fastai exports Learners whose data are its own Datasets, from a DataBlock, say, and these are not")
     files,ws = _chosen(self, name, last, weights)
     with _weights_kept(self): model = _ensemble(self, files, ws)
-    with _other_model(self, model): _write_atomic(self.path/file, self.export)
+    with _other_model(self, model): _write_atomic((self.path/file).absolute(), self.export)
 
 # %% ../nbs/03_snapshots.ipynb #9ab9373a
 class _AllInputs(nn.Module):
@@ -298,8 +318,31 @@ class _AllInputs(nn.Module):
 
 def _inputs(learn):
     "All inputs of each training batch, as `update_bn` takes them"
-    n = getattr(learn.dls, 'n_inp', 1)
-    for b in learn.dls.train: yield (to_device(tuple(b[:n]), learn.dls.device),)
+    device = next(learn.model.parameters()).device
+    for b in learn.dls.train: yield (to_device(tuple(b[:getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)]), device),)
+
+# %% ../nbs/03_snapshots.ipynb #2881a684
+def _mean_state(learn, files):
+    "The mean of the weights; what can't be averaged, such as a count of batches, is the last one's"
+    mean = None
+    for i,f in enumerate(files):
+        _load(learn, f)
+        state = get_model(learn.model).state_dict()
+        if mean is None: mean = deepcopy(dict(state))
+        for k,v in state.items():
+            if not isinstance(v, torch.Tensor) or not v.is_floating_point(): mean[k] = deepcopy(v)
+            elif i: mean[k] += (v-mean[k])/(i+1)
+    return mean
+
+@contextmanager
+def _modules_kept(model):
+    "What `update_bn` changes of the modules comes back, after an error too"
+    was = [(m, m.training, getattr(m, 'momentum', None)) for m in model.modules()]
+    try: yield
+    finally:
+        for m,training,mom in was:
+            m.training = training
+            if hasattr(m, 'momentum'): m.momentum = mom
 
 @contextmanager
 def _random_states_kept():
@@ -318,12 +361,8 @@ def average_snapshots(self:Learner,
     model = get_model(self.model)
     was = deepcopy(model.state_dict())
     try:
-        mean = AveragedModel(model)
-        for f in files:
-            _load(self, f)
-            mean.update_parameters(model)
-        model.load_state_dict(mean.module.state_dict())
-        with _random_states_kept(): update_bn(_inputs(self), _AllInputs(model))
+        model.load_state_dict(_mean_state(self, files))
+        with _random_states_kept(), _modules_kept(model): update_bn(_inputs(self), _AllInputs(model))
     except BaseException:
         model.load_state_dict(was)
         raise
@@ -332,12 +371,14 @@ def average_snapshots(self:Learner,
 # %% ../nbs/03_snapshots.ipynb #e309e38d
 def _scores(learn, preds, targs):
     "Loss and metrics of predictions"
-    res = dict(valid_loss=float(_losses(learn, preds, targs).mean()))
-    seen = SimpleNamespace(pred=_before_activation(learn.loss_func, preds), y=targs, yb=(targs,), xb=(), to_detach=learn.to_detach, training=False)
+    loss = _loss(learn, preds, targs)
+    res = dict(valid_loss=float(loss))
+    seen = SimpleNamespace(pred=_before_activation(learn.loss_func, preds), y=targs, yb=(targs,), xb=(), loss=loss)
+    vars(seen).update(model=learn.model, dl=learn.dls.valid, to_detach=learn.to_detach, training=False)
     for m in learn.metrics:
         m.reset()
         m.accumulate(seen)
-        res[m.name] = float(m.value)
+        res[m.name] = _number(m.value)
     return res
 
 @patch
@@ -434,6 +475,7 @@ class StopOnOverfit(Callback):
 
     def after_cycle(self):
         v,self.last_cycle = _last_row(self.recorder).get(self.monitor, math.nan),self.cycle_scheduler.cycle
+        if not isinstance(v, (int,float)): raise TypeError(f"`monitor` must be a value that is a number, and {self.monitor} is {v}")
         if math.isfinite(v) and (self.best is None or self.better(v, self.best)):
             self.best,self.best_cycle,self.best_epoch,self.waited = v,self.last_cycle,self.epoch,0
             self.best_state = {k:o.detach().to('cpu', copy=True) for k,o in get_model(self.model).state_dict().items()}

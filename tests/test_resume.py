@@ -1,29 +1,32 @@
 "`resume`: a Learner's whole state, and runs that are broken off and go on as if they had not been"
-import json, random, subprocess, sys, warnings
+import copy, json, random, subprocess, sys, warnings
+from collections import Counter, OrderedDict, defaultdict, namedtuple
+from enum import Enum
 from pathlib import Path
-import numpy as np, pytest, torch
-from fastai.callback.core import Callback
+import numpy as np, pandas as pd, pytest, torch
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixUp
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.schedule import fit_one_cycle, lr_find # Patches Learner; chkstyle: ignore
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
-from fastai.callback.training import GradientAccumulation
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.load import DataLoader
-from fastai.learner import Learner
+from fastai.learner import AvgMetric, Learner, ValueMetric
 from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
-from fastai.metrics import accuracy
+from fastai.metrics import accuracy, skm_to_fastai
 from fastai.optimizer import SGD, Adam
 from fastai.torch_core import params
 from fastcore.foundation import L
 from fastcore.basics import noop
 from hypothesis import given, settings, strategies as st
 from torch import nn
+from torch.utils.data import DataLoader as TorchDL, RandomSampler, TensorDataset
 from fastai_clr import fit, precompute # Patch Learner; chkstyle: ignore
 from fastai_clr.resume import CannotKeep, Resumable, _decode, _encode, _seal, keep_state, learner_state, load_learner_state
 from fastai_clr.schedules import CosineRestarts
-from learners import adamw, learner, quiet, same, two_groups, weights
+from learners import Cancel, adamw, learner, quiet, same, two_groups, weights
 
 # What a state is made of
 
@@ -67,8 +70,10 @@ def test_objects_are_put_back_into_what_is_there():
     f,inner = print,Thing(b=[1,2])
     o = Thing(a=1, inner=inner, f=f)
     e = _encode(o)
-    o.a,o.inner.b,o.f = 2,[],len
-    assert _decode(e, o) is o and o.a==1 and o.inner is inner and inner.b==[1,2] and o.f is len
+    o.a,o.inner.b = 2,[]
+    assert _decode(e, o) is o and o.a==1 and o.inner is inner and inner.b==[1,2] and o.f is print
+    o.f = len
+    with pytest.raises(CannotKeep, match='it was print, and is len'): _decode(e, o)
 
 def test_objects_with_a_state():
     a,b = nn.Linear(2, 2),nn.Linear(2, 2)
@@ -269,7 +274,7 @@ def test_snapshots_before_the_first_checkpoint(tmp_path):
 
 # What is on the disk
 
-def checkpoints(path): return sorted(o.name for o in (path/'models/resume/r').iterdir() if o.name!='begun.json')
+def checkpoints(path): return sorted(o.name for o in (path/'models/resume/r').iterdir() if o.name.startswith('epoch-'))
 
 def test_two_are_kept_and_nothing_else(tmp_path):
     learn = make(tmp_path)
@@ -356,6 +361,7 @@ def freeze(learn): learn.freeze()
 
 def sgdr(*args, cbs=(), **kw): return lambda l: l.fit_sgdr(*args, resume='r', cbs=[Break(), *cbs], **kw)
 def clr(l): l.fit_clr(2, 1, 1e-2, resume='r', cbs=Break())
+def weighted_loss(learn): learn.loss_func = CrossEntropyLossFlat(weight=torch.tensor([1.,2,3]))
 def other_loss(learn): learn.loss_func = LabelSmoothingCrossEntropyFlat()
 
 @pytest.mark.parametrize('kw,change,fit,words', [
@@ -364,7 +370,7 @@ def other_loss(learn): learn.loss_func = LabelSmoothingCrossEntropyFlat()
     ({}, noop, sgdr(2, 1, 1e-2, 3, cbs=[MixUp()]), "cbs: .*became .*mix_up"), ({}, other_data, None, 'data training set items: 37 became 40'),
     (dict(model=lambda: net(9)), noop, None, 'the model: .*out_features=8.* became .*out_features=9'), ({}, freeze, None, 'which parameters are frozen'),
     (dict(model=lambda: net(p=.5)), noop, None, r'the model: .*p=0.3.* became .*p=0.5'), (dict(opt_func=adamw), noop, None, 'optimizer: Optimizer.* became OptimWrapper'),
-    ({}, other_loss, None, 'loss: ')])
+    ({}, other_loss, None, 'loss: '), ({}, weighted_loss, None, 'weights of the loss'), ({}, noop, sgdr(2, 1, 1e-2, 3, cbs=[GradientAccumulation(9)]), 'cbs')])
 def test_a_checkpoint_of_another_run(tmp_path, kw, change, fit, words):
     "Refused, with what differs; nothing is touched"
     folder = broken(tmp_path)
@@ -379,7 +385,6 @@ def test_a_checkpoint_of_another_run(tmp_path, kw, change, fit, words):
 
 def test_other_items(tmp_path):
     "By their paths and values, not by their number only"
-    from torch.utils.data import TensorDataset
     def fit(x, *cbs):
         learn = learner(3, path=tmp_path)
         learn.dls = DataLoaders(*(DataLoader(TensorDataset(x, x), bs=2, num_workers=0) for _ in range(2)))
@@ -427,6 +432,190 @@ class Odd(Callback):
 def test_a_callback_with_a_state_that_cant_be_kept(tmp_path):
     with pytest.warns(UserWarning, match='`gen` of Odd, a generator') as w: FITS['sgdr'](make(tmp_path), [Odd()])
     assert sum('can\'t be kept' in str(o.message) for o in w)==1
+
+class Phase(Enum): A,B = 1.,.5
+Pair = namedtuple('Pair', 'a b')
+
+class Scales(Callback):
+    "What it remembers decides what is trained; `begin` makes it, `step` changes it and returns a factor"
+    def __init__(self, begin, step, early=False): self.begin,self.step,self.early = begin,step,early
+    def before_fit(self): self.begin(self)
+    def before_batch(self):
+        if self.training: self.learn.xb = (self.learn.xb[0]*float(self.step(self)),)
+
+def setting(**kw): return lambda self: [setattr(self, k, v()) for k,v in kw.items()]
+def counted(self):
+    self.h['n'] = self.h['n']+1 if 'n' in self.h else 1
+    return 1+self.h['n']/50
+
+def phases(self):
+    if self.learn.epoch>=1: self.phase = Phase.B
+    return self.phase.value
+
+def paired(self):
+    self.p = Pair(self.p.a+1, self.p.b)
+    return 1+self.p.a/50
+
+def frozen(self):
+    self.s = {*self.s, frozenset([len(self.s)])}
+    return 1+len(self.s)/50
+
+def moved(self):
+    self.h['n'] = 1
+    self.h.move_to_end('n')
+    self.h[len(self.h)] = 0
+    return 1+len(self.h)/50
+
+def held(self):
+    for p in self.ps: p.data.clamp_(-.3, .3)
+    return 1
+
+def counts_on_the_learner(self):
+    self.learn.n_seen = getattr(self.learn, 'n_seen', 0)+1
+    return 1+self.learn.n_seen/50
+
+def learnt(self):
+    self.w.data += .01
+    assert self.w.requires_grad and self.w.is_leaf
+    return self.w.detach()
+
+def others(self):
+    self.other.n = getattr(self.other, 'n', 0)+1
+    return 1+self.other.n/50
+
+ODD = {
+    'defaultdict': (setting(h=lambda: defaultdict(int)), counted), 'Counter': (setting(h=Counter), counted), 'OrderedDict': (setting(h=OrderedDict), moved),
+    'enum': (setting(phase=lambda: Phase.A), phases), 'namedtuple': (setting(p=lambda: Pair(0, 1)), paired), 'frozenset': (setting(s=set), frozen),
+    'random': (setting(rng=lambda: random.Random(3)), lambda self: self.rng.random()),
+    'numpy': (setting(rng=lambda: np.random.default_rng(3)), lambda self: self.rng.random()),
+    'torch': (setting(rng=lambda: torch.Generator().manual_seed(3)), lambda self: torch.rand(1, generator=self.rng)),
+    'parameters': (lambda self: setattr(self, 'ps', list(self.learn.model.parameters())), held), 'on the Learner': (noop, counts_on_the_learner),
+    'leaf': (setting(w=lambda: torch.ones(1, requires_grad=True)), learnt), 'callback': (setting(other=Callback), others),
+    'slice': (setting(s=lambda: slice(0, 1)), lambda self: (setattr(self, 's', slice(0, self.s.stop+1)), 1+self.s.stop/50)[1]),
+    'device and dtype': (setting(d=lambda: torch.device('cpu'), t=lambda: torch.float32), lambda self: torch.ones(1, device=self.d, dtype=self.t))}
+
+@pytest.mark.parametrize('begin,step', ODD.values(), ids=ODD)
+def test_whatever_a_callback_remembers(tmp_path, begin, step):
+    def fit(l, cbs): l.fit_sgdr(4, 1, 1e-2, 1, cbs=[Scales(begin, step), *cbs], resume='r')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        whole,again = broken_and_not(tmp_path, fit, [Break(1), Break(2)])
+    assert equal(whole.was, again.was)
+
+@pytest.mark.parametrize('begin,step', ODD.values(), ids=ODD)
+def test_keep_state_keeps_it_too(tmp_path, begin, step):
+    def go(path, trial):
+        learn,cb = make(path),Scales(begin, step)
+        learn.add_cb(cb)
+        learn.fit_sgdr(1, 1, 1e-2)
+        if trial:
+            with keep_state(learn):
+                learn.fit_sgdr(1, 1, 1e-1)
+                learn.lr_find(show_plot=False, num_it=8)
+        cb.begin = noop   # goes on with what it has
+        learn.fit_sgdr(1, 1, 1e-2)
+        return seen(learn)
+    assert equal(go(tmp_path/'a', False), go(tmp_path/'b', True))
+
+def test_two_callbacks_of_one_name(tmp_path):
+    "Each gets its own back"
+    def fit(l, cbs):
+        cbs = [SaveModelCallback('valid_loss', fname='A'), SaveModelCallback('accuracy', fname='B'), GradientClip(.1), GradientClip(.001), *cbs]
+        l.fit_sgdr(4, 1, 1e-1, 1, cbs=cbs, resume='r')
+    whole,again = broken_and_not(tmp_path, fit, [Break(1), Break(3)])
+    assert equal(whole.was, again.was)
+    for o in 'AB': assert same(*(torch.load(tmp_path/p/f'models/{o}.pth') for p in ('whole','broken')))
+
+def test_the_end_of_a_fit_that_is_passed_over(tmp_path):
+    "It is that of the fit, whatever has become of the file of its best model since"
+    def script(seed):
+        learn = make(tmp_path, seed=seed)
+        learn.fit_sgdr(2, 1, 1e-2, 1, resume='one', cbs=SaveModelCallback())
+        one = weights(learn)
+        learn.fit_sgdr(2, 1, 1e-1, 1, resume='two', cbs=SaveModelCallback())
+        return one,weights(learn)
+    (a,b),(c,d) = script(0),script(5)
+    assert same(a, c) and same(b, d) and not same(a, b)
+
+class Lazy(Callback):
+    "Makes a model of its own once training has begun"
+    def before_fit(self): self.ema = None
+    def after_step(self):
+        if self.ema is None: self.ema = copy.deepcopy(self.learn.model)
+
+def test_what_is_made_during_the_fit(tmp_path):
+    "It can't be put back: that is said, and the run goes on"
+    def fit(seed, b): make(tmp_path, seed=seed).fit_sgdr(3, 1, 1e-2, 1, cbs=[Lazy(), b], resume='r')
+    with pytest.raises(KeyboardInterrupt): fit(0, Break(1))
+    with pytest.warns(UserWarning, match=r"`ema` of Lazy can't be put back \(there is nothing to put it into\)"): fit(1, Break())
+
+class Scaler:
+    "Stands for that of fp16, which needs a GPU"
+    def __init__(self): self.s = 1.
+    def state_dict(self): return {'s': self.s}
+    def load_state_dict(self, d): self.s = d['s']
+
+class Halves(Callback):
+    def before_fit(self): self.learn.scaler = Scaler()
+    def before_batch(self):
+        if self.training: self.learn.scaler.s *= .9
+        self.learn.xb = (self.learn.xb[0]*self.learn.scaler.s,)
+
+def test_the_scaler_of_mixed_precision(tmp_path):
+    def fit(l, cbs): l.fit_sgdr(3, 1, 1e-2, 1, cbs=[Halves(), *cbs], resume='r')
+    assert equal(*[o.was for o in broken_and_not(tmp_path, fit, [Break(2)])])
+
+def torch_loaders():
+    "PyTorch's own DataLoaders, and a sampler with a generator of its own"
+    ds,g = TensorDataset(torch.randn(37, 4, generator=torch.Generator().manual_seed(1)), torch.arange(37)%3),torch.Generator().manual_seed(2)
+    return DataLoaders(TorchDL(ds, batch_size=8, sampler=RandomSampler(ds, generator=g)), TorchDL(ds, batch_size=8))
+
+def test_loaders_of_pytorch(tmp_path):
+    def go(path, seed, b):
+        learn = make(path, seed=seed)
+        learn.dls = torch_loaders()
+        learn.fit_sgdr(3, 1, 1e-2, 1, cbs=b, resume='r', snapshots='s')
+        return seen(learn),learn
+    whole,_ = go(tmp_path/'a', 0, Break())
+    with pytest.raises(KeyboardInterrupt): go(tmp_path/'b', 0, Break(1))
+    again,learn = go(tmp_path/'b', 4, Break())
+    assert equal(whole, again)
+    assert learn.average_snapshots('s') is learn
+
+def test_a_data_set_with_one_tensor(tmp_path):
+    class One(Items): tensors = torch.arange(37.)
+    learn = make(tmp_path)
+    learn.dls = DataLoaders(*(DataLoader(One(), bs=8, num_workers=0) for _ in range(2)))
+    learn.fit_sgdr(1, resume='r')
+
+def test_other_folders_stay(tmp_path):
+    folder = broken(tmp_path)
+    (folder/'.ipynb_checkpoints').mkdir()
+    FITS['sgdr'](make(tmp_path), [Break()])
+    assert (folder/'.ipynb_checkpoints').is_dir()
+
+def test_a_metric_that_is_no_number(tmp_path):
+    learn = make(tmp_path)
+    learn.metrics = [AvgMetric(lambda x,y: torch.tensor(1.)), ValueMetric(lambda: pd.Series([1]), 'series'), skm_to_fastai(lambda y,p: np.array([.5,.2]))]
+    learn.fit_sgdr(2, 1, 1e-2, 1, resume='r', snapshots='s', patience=1, monitor='valid_loss')
+    assert any(isinstance(o, list) and o==[.5,.2] for o in learn.snapshots('s').iloc[0])
+
+class Reads(Callback):
+    "What a fit has left on the Learner"
+    order = 80
+    def before_epoch(self):
+        if self.epoch: self.got = float(self.learn.smooth_loss)
+    def after_fit(self): self.row = list(self.learn.final_record)
+
+def test_what_fastai_leaves_on_the_learner(tmp_path):
+    def fit(l, cbs): l.fit_sgdr(3, 1, 1e-2, 1, cbs=[Reads(), *cbs], resume='r')
+    broken_and_not(tmp_path, fit, [Break(1)])
+    fit(make(tmp_path/'broken'), [Break()])
+
+def test_a_fit_that_is_cancelled_as_it_begins(tmp_path):
+    learn = make(tmp_path)
+    learn.fit_sgdr(2, cbs=Cancel('before_fit', CancelFitException, lambda o: True, -40))
+    assert learn.opt and not hasattr(learn.recorder, 'values')
 
 class Own(Callback):
     "Its state decides what is trained"
@@ -495,16 +684,17 @@ def test_nothing_is_left(tmp_path, trial, trained):
         learn = make(path)
         learn.freeze() if trained else None
         if trained: learn.fit_sgdr(1, 2, 1e-2, cbs=GradientAccumulation(13))
-        attrs = {k: id(v) for k,v in vars(learn).items() if k not in ('cbs',)}
+        def ids(): return {k: id(v) for k,v in vars(learn).items() if k not in ('cbs','final_record','smooth_loss','loss')}
+        attrs = ids()
         if trial is not None:
             try:
                 with keep_state(learn) as same_one:
                     assert same_one is learn
                     trial(learn)
             except (ZeroDivisionError,KeyboardInterrupt): assert trial in (TRIALS['error'],TRIALS['interrupt'])
-        assert {k: id(v) for k,v in vars(learn).items() if k not in ('cbs',)}==attrs
+        assert ids()==attrs
         state = learner_state(learn)[0]
-        state['cbs']['recorder'].pop('start_epoch', None)   # a time of day
+        state['cbs']['recorder 0'].pop('start_epoch', None)   # a time of day
         learn.fit_sgdr(2, 1, 1e-2)
         return str(state),seen(learn)
     (a,x),(b,y) = go(tmp_path/'a', None),go(tmp_path/'b', trial)

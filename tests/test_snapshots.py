@@ -1,5 +1,6 @@
 "`snapshots`: what is kept at a cycle's end, what comes back, and when training stops"
 import copy, gc, json, random, subprocess, sys
+from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, torch, torch.nn.functional as F
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException, CancelValidException
@@ -7,7 +8,8 @@ from fastai.data.core import DataLoaders, Datasets
 from fastai.data.load import DataLoader
 from fastai.learner import AvgMetric, Learner, load_learner, mk_metric
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
-from fastai.metrics import F1Score, accuracy, error_rate
+from fastai.metrics import F1Score, Perplexity, accuracy, error_rate
+from fastcore.basics import noop
 from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
@@ -636,3 +638,102 @@ def test_plots(tmp_path):
     with pytest.raises(ValueError, match='the recorder has no losses of cycles'): learn.plot_cycles()
     learn.fit(1)
     with pytest.raises(ValueError, match='the recorder has no losses of cycles'): learn.plot_cycles()
+
+# What the odd Learner needs
+
+def test_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    learn = exported('softmax', Path('runs/one'))
+    learn.export_ensemble('e.pkl', 'run')
+    assert (tmp_path/'runs/one/e.pkl').is_file()
+
+def test_sure_ensembles_are_numbers(tmp_path):
+    "Ten shares of a tenth are a little more than one, of which there is no logit"
+    for kind in 'sigmoid','softmax':
+        learn = exported(kind, tmp_path/kind)
+        for o in folder(tmp_path/kind).glob('*.pth'):
+            state = torch.load(o)
+            torch.save({**state, '4.weight': state['4.weight']*0, '4.bias': torch.tensor([40.,-40,40])}, o)
+        learn.export_ensemble('e.pkl', 'run', weights=[.1,.1,.1,.7])
+        preds = quiet(load_learner(tmp_path/kind/'e.pkl')).get_preds(dl=learn.dls.valid)[0]
+        assert torch.isfinite(preds).all() and preds.min()>=0 and preds.max()<=1
+        torch.testing.assert_close(preds, learn.snapshot_preds('run', weights=[.1,.1,.1,.7])[0], rtol=1e-5, atol=1e-5)
+
+def test_an_export_has_nothing_of_this_package(tmp_path):
+    "Also where a callback of it is attached to the Learner, which stays"
+    learn = exported('softmax', tmp_path)
+    learn.add_cb(SGDR(.01))
+    learn.export_ensemble('e.pkl', 'run')
+    assert any(isinstance(o, SGDR) for o in learn.cbs) and b'fastai_clr' not in (tmp_path/'e.pkl').read_bytes()
+
+class Stateful(nn.Module):
+    "Weights that are computed in each pass, and a `reset`, as in AWD_LSTM"
+    def __init__(self):
+        super().__init__()
+        self.raw,self.l = nn.Parameter(torch.eye(3)),nn.Linear(4, 3)
+    def reset(self): self.w = self.raw*1
+    def forward(self, x): return self.l(x)@(self.raw*1 if self.training else self.w)
+
+def test_models_that_cant_be_copied(tmp_path):
+    "Averages go; an export is refused with a reason"
+    learn = exported('softmax', tmp_path)
+    learn.model = Stateful()
+    learn.model.reset()
+    learn.opt = None
+    learn.fit_sgdr(3, 1, .01, 1, snapshots='odd')
+    learn.model.reset()
+    learn.snapshot_scores('odd')
+    learn.average_snapshots('odd')
+    with pytest.raises(TypeError, match="can't be exported of models with a state of their own"): learn.export_ensemble('e.pkl', 'odd')
+
+def test_scores_are_those_of_the_loss(tmp_path):
+    "Also of one with weights of classes, and of one that ignores some"
+    for i,loss in enumerate([CrossEntropyLossFlat(weight=torch.tensor([1.,5,9])), CrossEntropyLossFlat(ignore_index=1)]):
+        learn = tasks('softmax', tmp_path/str(i))
+        learn.loss_func = loss
+        df = learn.snapshot_scores('run', average=False)
+        preds,targs = learn.load_snapshot('run', 2).get_preds(act=noop)
+        assert df['valid_loss'][2]==pytest.approx(float(loss(preds, targs)), rel=1e-5)
+
+def test_modules_are_as_before_an_average(tmp_path):
+    "After Ctrl-C too: BatchNorm's momentum, and what trains"
+    learn = tasks('softmax', tmp_path)
+    learn.model.eval()
+    learn.average_snapshots('run')
+    assert learn.model[1].momentum==.1 and not any(m.training for m in learn.model.modules())
+    learn.dls.train.after_batch = lambda b: (_ for _ in ()).throw(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt): learn.average_snapshots('run')
+    assert learn.model[1].momentum==.1 and not any(m.training for m in learn.model.modules())
+
+def test_metrics_that_look_at_the_loss(tmp_path):
+    learn = tasks('softmax', tmp_path, metrics=Perplexity())
+    df = learn.snapshot_scores('run', average=False)
+    np.testing.assert_allclose(df['perplexity'], np.exp(df['valid_loss']), rtol=1e-5)
+
+def test_several_inputs_by_fastais_rule(tmp_path):
+    "Where the data don't say how many inputs there are, all but the last"
+    learn = tasks('softmax', tmp_path, two=True)
+    del learn.dls.n_inp
+    assert learn.average_snapshots('run') is learn
+
+def test_data_without_targets(tmp_path):
+    learn = exported('softmax', tmp_path)
+    dl = learn.dls.test_dl(list(range(30, 50)))
+    torch.testing.assert_close(learn.snapshot_preds('run', dl=dl)[0], by_hand(learn, range(4), [.25]*4, [X[30:]]))
+    with pytest.raises(ValueError, match='a loss needs targets, and `dl` has none'): learn.snapshot_preds('run', dl=dl, with_loss=True)
+    shuffled = torch.utils.data.DataLoader(TensorDataset(X), batch_size=8, shuffle=True)
+    with pytest.raises(ValueError, match="pass one that doesn't shuffle"): learn.snapshot_preds('run', dl=shuffled)
+
+@pytest.mark.parametrize('kw', [dict(snapshots='s'), dict(patience=1)])
+def test_metrics_that_are_no_numbers(tmp_path, kw):
+    learn = tasks('softmax', tmp_path, metrics=F1Score(average=None))
+    learn.fit_sgdr(2, 1, .01, 1, **kw)
+    if 'snapshots' in kw: assert len(learn.snapshots('s')['f1_score'][0])==3
+    with pytest.raises(TypeError, match='`monitor` must be a value that is a number'): learn.fit_sgdr(2, 1, .01, 1, patience=1, monitor='f1_score')
+
+def test_predictions_keep_their_dtype(tmp_path):
+    learn = tasks('none', tmp_path)
+    learn.model.double()
+    learn.dls = DataLoaders(*(DataLoader(TensorDataset(X.double(), Y[:,None].double()), bs=10, num_workers=0) for _ in range(2)))
+    learn.fit_sgdr(1, 1, .01, snapshots='double')
+    assert learn.snapshot_preds('double')[0].dtype==torch.float64
