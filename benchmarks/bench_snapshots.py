@@ -93,11 +93,9 @@ The ensemble of all {o.cycles} snapshots {'beats' if ens<one else 'does not beat
 # What it costs
 
 class Clock(Callback):
-    "When the first batch has come"
-    order = -20
-    def before_fit(self): self.first = None
-    def before_batch(self):
-        if self.first is None: self.first = time.perf_counter()
+    "Notes when each batch has come, where no checkpoint takes it along"
+    order,times = -20,[]
+    def before_batch(self): Clock.times.append(time.perf_counter())
 
 class Halt(Callback):
     order = 99
@@ -111,9 +109,9 @@ def timed(f):
 
 def first_batch(learn, **kw):
     "Seconds from the call of a fit to its first batch"
-    clock,start = Clock(),time.perf_counter()
-    try: learn.fit_sgdr(3, 1, 1e-4, 1, cbs=[clock, Halt()], **kw)
-    except KeyboardInterrupt: return clock.first-start
+    Clock.times,start = [],time.perf_counter()
+    try: learn.fit_sgdr(3, 1, 1e-4, 1, cbs=[Clock(), Halt()], **kw)
+    except KeyboardInterrupt: return Clock.times[0]-start
 
 def bench_cost(o):
     with tempfile.TemporaryDirectory() as tmp:
