@@ -78,7 +78,7 @@ def score_sgdr(learn, pictures, name, n):
 def bench_errors(o):
     with tempfile.TemporaryDirectory() as tmp: runs = [cells(o, Path(tmp), s) for s in o.seeds]
     names = [k for k in runs[0] if not k.startswith('seconds')]
-    rows = '\n'.join(f"| {k} | {mean(r[k] for r in runs):.4f} | {stdev([r[k] for r in runs]) if len(runs)>1 else 0:.4f} | {', '.join(f'{r[k]:.4f}' for r in runs)} |" for k in names)
+    rows = '\n'.join(f"| {k} | {mean(r[k] for r in runs):.4f} | {f'{stdev(r[k] for r in runs):.4f}' if len(runs)>1 else '–'} | {', '.join(f'{r[k]:.4f}' for r in runs)} |" for k in names)
     best = min(names, key=lambda k: mean(r[k] for r in runs))
     ens,one,last = (mean(r[k] for r in runs) for k in (f'ensemble of the last {o.cycles}','one long cosine','last model of SGDR'))
     write_section(f'Snapshots on {o.name}', f"bench_snapshots.py{f' --data {o.name}=PATH' if o.data else ''} --size {o.size} --cycles {o.cycles} --seeds {' '.join(map(str, o.seeds))}",

@@ -268,8 +268,9 @@ def _bar(learn): return partial(progress_bar, leave=False) if hasattr(learn, 'pr
 def _forward(learn, m, xb):
     "Output of `m` as the learner would compute it outside training; of several, as from text classifiers, the first. Not in inference mode: what a module keeps of a pass must serve in training too"
     mixed = hasattr(learn, 'mixed_precision')
-    if mixed or xb[0].device.type=='cpu': xb = [o.to(memory_format=torch.channels_last) if o.ndim==4 else o for o in xb]   # faster for convolutions on tensor cores and processors
-    with torch.no_grad(), torch.autocast(xb[0].device.type) if mixed else nullcontext(): out = m(*xb)
+    kind = xb[0].device.type
+    if kind=='cpu' or mixed and kind=='cuda': xb = [o.to(memory_format=torch.channels_last) if o.ndim==4 else o for o in xb]   # faster for convolutions on tensor cores and processors
+    with torch.no_grad(), torch.autocast(kind) if mixed else nullcontext(): out = m(*xb)
     return out[0] if isinstance(out, tuple) else out
 
 # %% ../nbs/08_precompute.ipynb #7358f6ce

@@ -201,7 +201,7 @@ def _cb_state(cb, parts, unknown):
     "What a callback remembers; what can't be kept is noted in `unknown`"
     res = {}
     for k,v in vars(cb).items():
-        if k=='learn' or isinstance(v, Callback) and v.learn is not None: continue
+        if k=='learn' or k in getattr(cb, '_not_resumed', ()) or isinstance(v, Callback) and v.learn is not None: continue
         try: res[k] = _encode(v, parts)
         except CannotKeep as e: unknown.append((cb,k,str(e)))
     return res
@@ -385,7 +385,7 @@ class Resumable:
         "Lock the name, read the latest checkpoint that is whole, and take over the loop; ValueError if it belongs to something else"
         self._refuse()
         if self.learn.opt is None: self.learn.create_opt()
-        self.of,self.rows,self.start,self.warned = _describe(self.learn, self.plan),[],0,False
+        self.of,self.rows,self.start,self.last,self.warned = _describe(self.learn, self.plan),[],0,None,False
         self.lock = _claim_folder(self.folder, 0, '`resume`')
         try:
             for o in [*self.folder.glob('.epoch-*'),*self.folder.glob('.final.*'),*self.folder.glob('.begun.*')]: o.unlink()   # of a process that was killed
@@ -449,7 +449,7 @@ def _take(self:Resumable, file, info, state):
 @patch
 def _finish(self:Resumable):
     "Once the fit is over, its callbacks' `after_fit` included: write the end, or put it back if it was there"
-    if self.state is not None: return   # no fit took place
+    if self.state is not None or self.last is None and self.ended is None: return   # no epoch took place
     file = self.folder/'final.json'
     if self.ended is None: return self._write(file, learner_state(self.learn)[0], self.last, 'final')
     try: info,state = _open(file)

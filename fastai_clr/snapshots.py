@@ -21,7 +21,7 @@ from fastcore.basics import getcallable, noop, patch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.layers import Cat, Lambda
 from fastai.learner import Learner
-from fastai.torch_core import get_model, get_random_states, params, rank_distrib, set_random_states, to_detach, to_device
+from fastai.torch_core import get_model, no_random, params, rank_distrib, to_detach, to_device
 from filelock import FileLock, Timeout
 from matplotlib.axes import Axes
 from torch import nn
@@ -94,7 +94,7 @@ def _n_bytes(
 # %% ../nbs/03_snapshots.ipynb #7c28fd3a
 class SnapshotSaver(Callback):
     "Save the weights after the last batch of each cycle, with a JSON that says what they are"
-    order,claim,_stateattrs = CycleScheduler.order+.1,None,('claim',)
+    order,claim,_stateattrs,_not_resumed = CycleScheduler.order+.1,None,('claim',),('claim','folder')   # which are of this process
 
     def __init__(self,
         name:str, # The snapshots' name: they go to `learn.path/learn.model_dir/'snapshots'/name`
@@ -345,10 +345,14 @@ def _modules_kept(model):
             if hasattr(m, 'momentum'): m.momentum = mom
 
 @contextmanager
-def _random_states_kept():
-    was = get_random_states()
-    try: yield
-    finally: set_random_states(**was)
+def _order_kept(learn):
+    "Random numbers, and the order in which the training set is going to be shuffled, are afterwards as before"
+    rng = getattr(learn.dls.train, 'rng', None)
+    was = rng and rng.getstate()
+    try:
+        with no_random(reproducible=False): yield
+    finally:
+        if rng: learn.dls.train.rng.setstate(was)
 
 # %% ../nbs/03_snapshots.ipynb #5b00bfce
 @patch
@@ -362,7 +366,7 @@ def average_snapshots(self:Learner,
     was = deepcopy(model.state_dict())
     try:
         model.load_state_dict(_mean_state(self, files))
-        with _random_states_kept(), _modules_kept(model): update_bn(_inputs(self), _AllInputs(model))
+        with _order_kept(self), _modules_kept(model): update_bn(_inputs(self), _AllInputs(model))
     except BaseException:
         model.load_state_dict(was)
         raise
@@ -392,7 +396,7 @@ def snapshot_scores(self:Learner,
     "Loss and metrics of each snapshot, and of ensembles and averages of the last 1, 2, … of them; the Learner's weights stay as they are"
     files,_ = _chosen(self, name, last, None)
     cycles,total,res = [int(f.stem.split('-')[1]) for f in files],None,[]
-    with _weights_kept(self), _random_states_kept():
+    with _weights_kept(self), _order_kept(self):
         for i,(preds,targs) in enumerate(_preds(self, files[::-1], ds_idx, dl)):
             total = preds.clone() if total is None else total.add_(preds)
             for kind,o in dict(snapshot=preds, ensemble=total/(i+1)).items(): res.append(dict(kind=kind, first=cycles[-1-i], **_scores(self, o, targs)))

@@ -705,6 +705,17 @@ def test_modules_are_as_before_an_average(tmp_path):
     with pytest.raises(KeyboardInterrupt): learn.average_snapshots('run')
     assert learn.model[1].momentum==.1 and not any(m.training for m in learn.model.modules())
 
+def test_training_after_an_average_or_scores_is_as_without(tmp_path):
+    "The order in which the data are shuffled included"
+    def go(path, f):
+        learn = tasks('softmax', path)
+        f(learn)
+        learn.load_snapshot('run')
+        learn.fit_sgdr(2, 1, .01, 1)
+        return weights(learn)
+    a = go(tmp_path/'a', noop)
+    assert same(a, go(tmp_path/'b', lambda o: o.average_snapshots('run'))) and same(a, go(tmp_path/'c', lambda o: o.snapshot_scores('run')))
+
 def test_metrics_that_look_at_the_loss(tmp_path):
     learn = tasks('softmax', tmp_path, metrics=Perplexity())
     df = learn.snapshot_scores('run', average=False)
