@@ -3,16 +3,18 @@ import os, platform, re
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+import torch
 
 file = Path(__file__).with_name('RESULTS.md')
 HEAD = '# Results\n\nEach section was written by the command it names.\n'
 
 def machine():
-    "Processor, cores and memory, where the system tells"
+    "Processor, cores and memory, where the system tells, and the GPU"
     cpu = Path('/proc/cpuinfo')
     name = re.search(r'model name\s*: (.*)', cpu.read_text()) if cpu.exists() else None
     mem = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else 0
-    return f"{name[1] if name else platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores, {mem:.0f} GiB"
+    gpu = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
+    return f"{name[1] if name else platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores, {mem:.0f} GiB{gpu}"
 
 def write_section(title, command, body):
     "Replace or append the section `title`"

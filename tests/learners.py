@@ -32,7 +32,7 @@ adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
 
 def weights(learn): return {k:v.clone() for k,v in learn.model.state_dict().items()}
 
-def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k].cpu(), b[k].cpu()) for k in a)
 
 class Watch(Callback):
     "What the optimizer held at each batch trained, and what was there at each end of a cycle"

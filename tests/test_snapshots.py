@@ -421,7 +421,7 @@ def by_hand(learn, cycles, shares, xs, n=1):
     model,res = copy.deepcopy(learn.model).eval(),0
     for c,w in zip(cycles, shares):
         model.load_state_dict(torch.load(folder(learn.path)/f'cycle-{c:03d}.pth'))
-        with torch.no_grad(): out = model(*xs)
+        with torch.no_grad(): out = model(*(x.to(next(model.parameters()).device) for x in xs)).cpu()
         res = res + w*{'CrossEntropyLoss': lambda o: o.softmax(1), 'BCEWithLogitsLoss': torch.sigmoid, 'MSELoss': lambda o: o}[type(learn.loss_func.func).__name__](out)
     return res
 
