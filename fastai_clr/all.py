@@ -5,6 +5,7 @@ from fastai_clr.cycles import *
 from fastai_clr.snapshots import *
 from fastai_clr.resume import *
 from fastai_clr.fit import *
+from fastai_clr.lr_range import *
 from fastai_clr.activations import *
 from fastai_clr.precompute import *
 from fastai_clr.data import *

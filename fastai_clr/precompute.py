@@ -21,6 +21,7 @@ from fastcore.xtras import modify_exception
 from fastprogress.fastprogress import progress_bar
 from fastai.callback.core import Callback, _inner_loop, event
 from fastai.callback.mixup import MixHandler
+from fastai.callback.schedule import LRFinder
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.load import DataLoader
 from fastai.data.transforms import Transform
@@ -433,7 +434,7 @@ class RowsDL(DataLoader):
     def __iter__(self):
         self.randomize()
         self.before_iter()
-        idx = torch.tensor(self.get_idxs()) if self.wgts is not None else self._index()
+        idx = torch.tensor(self.get_idxs()) if self.wgts is not None or 'get_idxs' in vars(self) else self._index()
         idx = idx.to(self.dataset.y.device)
         for i in range(0, len(self)*self.bs, self.bs):
             b = self._batch(idx[i:i+self.bs])
@@ -531,7 +532,8 @@ class HeadLearner(Learner):
         mixes = [getattr(o, '__name__', type(o).__name__) for o in L(self.cbs)+L(cbs) if isinstance(o, MixHandler) or isinstance(o, type) and issubclass(o, MixHandler)]
         if mixes: warnings.warn(f"{mixes[0]} mixes activations here, not pictures")
         try: return super().fit(*args, **kwargs)
-        finally: _drop_state(self.whole.opt, list(self.model.parameters()))
+        finally:
+            if not any(isinstance(o, LRFinder) for o in L(cbs)): _drop_state(self.whole.opt, list(self.model.parameters()))
 
     def validate(self, *args, **kwargs):
         self.check_fresh()

@@ -21,6 +21,7 @@ from fastai.torch_core import get_model
 from torch import nn
 from . import cycles, fit   # for the Learner methods they add; chkstyle: ignore
 from .precompute import split_model
+from .resume import keep_state
 
 # %% ../nbs/11_recipe.ipynb #e0d72216
 _titles = {1: 'Pretrained network and augmentation', 2: 'lr_find', 3: 'Head on precomputed activations', 4: 'Head with augmentation',
@@ -101,8 +102,9 @@ class _Run:
 
     def find_lr(self, row, learn, num_it, suggest):
         "Fastai's `lr_find`, its curve kept, and the lr that `suggest` takes from it; the Learner's own lr if there are too few points"
-        learn.lr_find(num_it=num_it, start_lr=1e-6, end_lr=1, show_plot=False, suggest_funcs=None)
-        lrs,losses = np.array(learn.recorder.lrs),np.array([float(o) for o in learn.recorder.losses])
+        with keep_state(learn):
+            learn.lr_find(num_it=num_it, start_lr=1e-6, end_lr=1, show_plot=False, suggest_funcs=None)
+            lrs,losses = np.array(learn.recorder.lrs),np.array([float(o) for o in learn.recorder.losses])
         n = len(losses) if np.isfinite(losses).all() else int(np.isfinite(losses).argmin())
         skip = num_it//10
         lr = suggest(lrs[skip:n], losses[skip:n]) if n-skip>=15 else learn.lr
