@@ -29,11 +29,18 @@ from .resume import keep_state
 from .snapshots import _direction
 
 # %% ../nbs/06_lr_range.ipynb #9ed290c0
-_STARTS,_FALTERS,_LEAST = .1,.95,6
+_STARTS,_FALTERS,_FALLS,_LEAST = .1,.95,.1,6
 
 def _smooth(v):
     "Mean of each value and its neighbours"
     return np.convolve(np.pad(v, 1, mode='edge'), np.ones(3)/3, 'valid')
+
+def _top(s, noise):
+    "Index from which the smoothed curve `s` first falls back, or its highest place"
+    high = np.maximum.accumulate(s)
+    gained = high-s[0]
+    falls = (high-s>np.maximum(_FALLS*gained, 2*noise)) & (gained>=.25*gained[-1])
+    return int(np.argmax(s[:np.argmax(falls)] if falls.any() else s))
 
 def _crossing(x, y, level):
     "Where `y` first reaches `level`, between the points along a straight line"
@@ -46,18 +53,21 @@ def range_bounds(
     values:np.ndarray, # The metric there
     lower_is_better:bool=False, # As for a loss or an error rate
 )->tuple: # Lower bound, upper bound, and why there are none or what is odd about them; the bounds are `None` where there is no suggestion
-    "The learning rates between which a metric rises (Smith 2017, arXiv:1506.01186, sec. 3.3): from a tenth of its whole rise to all but a twentieth of it, smoothed over three points"
+    "The learning rates between which a metric rises (Smith 2017, arXiv:1506.01186, sec. 3.3): from a tenth of its rise to all but a twentieth of it; the rise ends where the curve, smoothed over three points, first falls back by a tenth, or at its highest place"
     x,y = np.asarray(lrs, float),np.asarray(values, float)
     n = len(y) if np.isfinite(y).all() else int(np.argmin(np.isfinite(y)))
     if n==0: return None,None,'the metric was not finite at the first learning rate: begin with a lower `lr_min`, or look at the data and the loss'
     if n<_LEAST: return None,None,f"{'the metric was not finite after' if n<len(y) else 'there are only'} {n} points, and {_LEAST} are needed: train for more epochs, measure more often, or end lower"
     x,y = x[:n],-y[:n] if lower_is_better else y[:n]
     s = _smooth(y)
-    rise,noise = s.max()-s[0],1.5*np.median(np.abs(y-s))
-    if s.argmax()==0: return None,None,'the metric only got worse: begin with a lower `lr_min`'
-    if rise<=max(4*noise, 1e-6*abs(s[0])): return None,None,f'the metric did not change by more than its noise ({rise:.3g} against {noise:.3g}): train for more epochs, or end at a higher `lr_max`'
-    lo,hi = (_crossing(x, s, s[0]+share*rise) for share in (_STARTS,_FALTERS))
-    return lo,hi,'the metric was still rising at the end: a higher `lr_max` may be better' if hi>=x[-2] else ''
+    rise,noise = s.max()-s[0],1.8*np.median(np.abs(y-s))
+    least = max(4*noise, 1e-6*abs(s[0]))
+    if rise<=least and s[0]-s.min()>least: return None,None,'the metric only got worse: begin with a lower `lr_min`'
+    if rise<=least: return None,None,f'the metric did not change by more than its noise ({rise:.3g} against {noise:.3g}): train for more epochs, or end at a higher `lr_max`'
+    top = _top(s, noise)
+    lo,hi = (_crossing(x, s, s[0]+share*(s[top]-s[0])) for share in (_STARTS,_FALTERS))
+    rising = top>=n-2 and s[-1]-s[-4]>max(2*noise, .05*rise)
+    return lo,hi,'the metric was still rising at the end: a higher `lr_max` may be better' if rising else ''
 
 # %% ../nbs/06_lr_range.ipynb #9845c9cd
 class _Sweep(LRFinder):
@@ -71,8 +81,6 @@ class _Sweep(LRFinder):
     def before_fit(self):
         self.step,self.best = 0,math.inf
         self.smooth.reset()
-        for o in self.learn.cbs:
-            if isinstance(o, ParamScheduler) and o is not self: o.run = False
 
     def before_batch(self):
         if not self.training: return
@@ -116,12 +124,13 @@ def _measure(self:_Sweep):
 _of_a_batch = 'dl iter n_iter xb yb pred loss loss_grad'.split()
 
 # %% ../nbs/06_lr_range.ipynb #8b933b5c
-def _run_sweep(learn, lrs, scale=None, reset=True, **kwargs):
+def _run_sweep(learn, lrs, scale=None, valid_pct=1, **kwargs):
     "Train by the lrs of a list, each group's times its `scale`; all is afterwards as before. The callback that has the numbers"
     bar = progress_bar(range(len(lrs)), leave=False) if hasattr(learn, 'progress') else None
     with keep_state(learn), learn.no_bar(), learn.no_logging():
         if learn.opt is None: learn.create_opt()
-        sweep = _Sweep(lrs, [1.]*len(learn.opt.hypers) if scale is None else scale, bar=bar, **kwargs)
+        learn.remove_cbs([o for o in learn.cbs if isinstance(o, ParamScheduler)])
+        sweep = _Sweep(lrs, [1.]*len(learn.opt.hypers) if scale is None else scale, dl=_valid_part(learn, valid_pct), bar=bar, **kwargs)
         learn.fit(math.ceil(len(lrs)/batches_per_epoch(learn)), cbs=sweep)
     return sweep
 
@@ -141,10 +150,9 @@ def _pick_metric(learn, metric):
     return metric,metric.name
 
 def _valid_part(learn, valid_pct):
-    "The validation set's DataLoader, or one of a part of it, drawn at random but always the same"
-    if len(learn.dls.loaders)<2: raise ValueError("a range test measures on the validation set, and this Learner has none: use `lr_find`")
+    "A DataLoader of a part of the validation set, drawn at random but always the same; `None` for all of it"
+    if valid_pct==1: return None
     dl = learn.dls.valid
-    if valid_pct==1: return dl
     try: n = len(dl.dataset)
     except TypeError: n = None
     if n is None or hasattr(dl, 'make_chunks'): raise TypeError("`valid_pct` picks items, and those of this validation set can't be picked: leave it out")
@@ -244,7 +252,8 @@ def lr_range_test(self:Learner,
     "LR range test on a metric (Smith 2017, arXiv:1506.01186, sec. 3.3): where it starts to rise and where it falters, by `range_bounds`. The Learner is afterwards as before, after an error too, and nothing is written. ValueError or TypeError on arguments that make no sense"
     _check_range(lr_min, n_epoch, every, valid_pct, ratio)
     met,name = _pick_metric(self, metric)
-    lower,dl,had_opt = _is_lower(name, comp),_valid_part(self, valid_pct),self.opt
+    lower,had_opt = _is_lower(name, comp),self.opt
+    if len(self.dls.loaders)<2: raise ValueError("a range test measures on the validation set, and this Learner has none: use `lr_find`")
     try:
         scale,end = _scales(self, lr_max, ratio)
         n = max(1, round(n_epoch*batches_per_epoch(self)))
@@ -252,7 +261,7 @@ def lr_range_test(self:Learner,
         except _NotFinite: end = 10*lr_min   # the sweep says so too
         if end<=lr_min: raise ValueError(f"`lr_max` must be above `lr_min` of {lr_min}, got {end:.3g}{'' if lr_max is not None else ', where the training loss turned up: begin with a lower `lr_min`'}")
         lrs,every = np.linspace(lr_min, end, n) if linear else np.geomspace(lr_min, end, n),every or max(1, n//30)
-        sweep = _run_sweep(self, lrs, scale, at=[*range(0, n, every),n], mets=[AvgLoss(),*([] if met is None else [met])], dl=dl)
+        sweep = _run_sweep(self, lrs, scale, at=[*range(0, n, every),n], mets=[AvgLoss(),*([] if met is None else [met])], valid_pct=valid_pct)
     finally: self.opt = had_opt
     res = _suggest(sweep, scale, ['valid_loss',*([] if met is None else [name])], lower)
     res.curve.attrs.update(linear=linear, passes=len(sweep.rows))

@@ -287,12 +287,15 @@ def _load_vars(o, was, state):
 def keep_state(
     learn:Learner, # All of it is kept in memory: weights, gradients, optimizer, callbacks, metrics, recorder, DataLoaders' order, random numbers
 ):
-    "Everything of a Learner is afterwards as it was before, after an error or Ctrl-C too"
+    "Everything of a Learner is afterwards as it was before, after an error or Ctrl-C too; within, a CSVLogger writes nothing"
     state,_ = learner_state(learn)
     objs = [(o,dict(vars(o)),_cb_state(o, _parts(learn), [])) for o in [*learn.cbs,*learn.metrics]]
-    was = {**vars(learn), 'cbs': L(list(learn.cbs))}
+    was,folder = {**vars(learn), 'cbs': L(list(learn.cbs))},learn.path/learn.model_dir
+    no_folder = not folder.exists()
+    learn.remove_cbs([o for o in learn.cbs if isinstance(o, CSVLogger)])
     try: yield learn
     finally:
+        if no_folder and folder.is_dir() and not any(folder.iterdir()): folder.rmdir()   # which `lr_find` has made
         for k in vars(learn).keys()-was.keys(): del vars(learn)[k]
         vars(learn).update(was)
         for o,attrs,s in objs: _load_vars(o, attrs, s)
