@@ -8,6 +8,7 @@ from fastai_clr.fit import *
 from fastai_clr.lr_range import *
 from fastai_clr.activations import *
 from fastai_clr.precompute import *
+from fastai_clr.heads import *
 from fastai_clr.data import *
 from fastai_clr.recipe import *
 from fastai_clr.report import *

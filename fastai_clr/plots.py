@@ -6,7 +6,7 @@ Docs: https://example.github.io/fastai_clr/plots.html.md"""
 
 # %% auto #0
 __all__ = ['plot_values', 'plot_lr_find', 'plot_losses', 'plot_metric_by_step', 'plot_cycles', 'plot_scores', 'plot_lr_range',
-           'plot_lr_suggestions', 'plot_group_lrs', 'plot_confusion']
+           'plot_lr_suggestions', 'plot_group_lrs', 'plot_grid', 'plot_confusion']
 
 # %% ../nbs/00_plots.ipynb #99047ded
 from collections.abc import Sequence
@@ -175,6 +175,25 @@ def plot_group_lrs(
         line, = ax.plot(xs, ys, ls=_styles[i%len(_styles)], lw=1.5, label=f'{label}: {lr:.2g}' if np.isfinite(lr) else label)
         if np.isfinite(lr): ax.plot(lr, np.interp(np.log(lr), np.log(xs), ys), 'o', color=line.get_color())
     ax.set(xscale='log', xlabel='learning rate of the group', ylabel='loss')
+    ax.legend(fontsize=8)
+    return ax
+
+# %% ../nbs/00_plots.ipynb #e6761f19
+def plot_grid(
+    lrs:Sequence[float], # Learning rate of each head
+    values:Sequence[float], # Its score, `nan` if it diverged
+    wds:Sequence[float], # Its weight decay: a line each
+    name:str='metric', # Label of the y axis
+    ax:plt.Axes|None=None, # Where to draw; `None` makes a figure
+)->plt.Axes: # The axis drawn on
+    "Plot a score against the learning rate, a line for each weight decay through the mean of the heads that share both, with a dot for each head"
+    ax,lrs,values,wds = _axis(ax),np.asarray(lrs, float),np.asarray(values, float),np.asarray(wds, float)
+    for i,wd in enumerate(np.unique(wds)):
+        mine = (wds==wd) & np.isfinite(values)
+        xs = np.unique(lrs[mine])
+        line, = ax.plot(xs, [values[mine & (lrs==x)].mean() for x in xs], ls=_styles[i%len(_styles)], lw=1.5, label=f'wd {wd:g}')
+        ax.plot(lrs[mine], values[mine], 'o', ms=3, color=line.get_color())
+    ax.set(xscale='log', xlabel='learning rate', ylabel=name)
     ax.legend(fontsize=8)
     return ax
 
