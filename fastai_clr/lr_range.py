@@ -8,7 +8,7 @@ Docs: https://example.github.io/fastai_clr/lr_range.html.md"""
 __all__ = ['range_bounds', 'LRRange', 'LRSuggestions', 'GroupLRs']
 
 # %% ../nbs/06_lr_range.ipynb #28095074
-import math, warnings
+import math, random, warnings
 from copy import deepcopy
 from numbers import Integral
 from typing import NamedTuple
@@ -22,10 +22,11 @@ from fastai.learner import AvgLoss, AvgSmoothLoss, Learner, Metric, mk_metric
 from fastai.torch_core import no_random
 from fastprogress.fastprogress import progress_bar
 from matplotlib.axes import Axes
+from torch.utils.data import IterableDataset
 from .cycles import batches_per_epoch, is_finite, peak_lrs
 from .fit import _group_names
 from .plots import plot_group_lrs, plot_lr_range, plot_lr_suggestions
-from .resume import keep_state
+from .resume import _generators, keep_state
 from .snapshots import _direction
 
 # %% ../nbs/06_lr_range.ipynb #9ed290c0
@@ -60,13 +61,14 @@ def range_bounds(
     if n<_LEAST: return None,None,f"{'the metric was not finite after' if n<len(y) else 'there are only'} {n} points, and {_LEAST} are needed: train for more epochs, measure more often, or end lower"
     x,y = x[:n],-y[:n] if lower_is_better else y[:n]
     s = _smooth(y)
-    rise,noise = s.max()-s[0],1.8*np.median(np.abs(y-s))
-    least = max(4*noise, 1e-6*abs(s[0]))
+    off = np.abs(y-s)[:max(s.argmax()+1, _LEAST)]   # what comes after the best place may be an explosion
+    rise,noise = s.max()-s[0],1.8*np.median(off)
+    least = max(4*1.22*np.sqrt(np.mean(off**2)), 1e-6*abs(s[0]))
     if rise<=least and s[0]-s.min()>least: return None,None,'the metric only got worse: begin with a lower `lr_min`'
-    if rise<=least: return None,None,f'the metric did not change by more than its noise ({rise:.3g} against {noise:.3g}): train for more epochs, or end at a higher `lr_max`'
+    if rise<=least: return None,None,f'the metric did not rise by more than its noise ({rise:.3g} against {least:.3g}): train for more epochs, or end at a higher `lr_max`'
     top = _top(s, noise)
     lo,hi = (_crossing(x, s, s[0]+share*(s[top]-s[0])) for share in (_STARTS,_FALTERS))
-    rising = top>=n-2 and s[-1]-s[-4]>max(2*noise, .05*rise)
+    rising = n==len(lrs) and top>=n-2 and s[-1]-s[-4]>max(2*noise, .05*rise)
     return lo,hi,'the metric was still rising at the end: a higher `lr_max` may be better' if rising else ''
 
 # %% ../nbs/06_lr_range.ipynb #9845c9cd
@@ -82,9 +84,11 @@ class _Sweep(LRFinder):
         self.step,self.best = 0,math.inf
         self.smooth.reset()
 
+    def before_train(self):
+        if self.step==0 and 0 in self.at: self._measure()
+
     def before_batch(self):
         if not self.training: return
-        if self.step==0 and 0 in self.at: self._measure()
         self.opt.set_hyper('lr', [float(self.sweep[self.step]*o) for o in self.scale])
 
     def after_batch(self):
@@ -155,23 +159,18 @@ def _valid_part(learn, valid_pct):
     dl = learn.dls.valid
     try: n = len(dl.dataset)
     except TypeError: n = None
-    if n is None or hasattr(dl, 'make_chunks'): raise TypeError("`valid_pct` picks items, and those of this validation set can't be picked: leave it out")
+    if n is None or hasattr(dl, 'make_chunks') or isinstance(dl.dataset, IterableDataset) or getattr(dl, 'batch_size', 1) is None: raise TypeError("`valid_pct` picks items, and those of this validation set can't be picked: leave it out")
     idxs = sorted(np.random.default_rng(0).choice(n, max(1, round(n*valid_pct)), replace=False).tolist())
     if isinstance(dl, DataLoader): return dl.new(n=len(idxs), get_idxs=lambda: idxs, shuffle=False, drop_last=False)
     return torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, idxs), dl.batch_size, num_workers=dl.num_workers, collate_fn=dl.collate_fn)
 
 # %% ../nbs/06_lr_range.ipynb #fa909ab4
 def _find_end(learn, lr_min, scale, n=100, highest=10.):
-    "The lr at which the training loss has turned up, by an exponential sweep of `n` batches"
-    sweep = _run_sweep(learn, _exponential(lr_min, highest, n), scale, stop_div=True)
+    "A fifth of the lr with the lowest training loss in an exponential sweep of `n` batches, but ten times `lr_min` at least"
+    sweep = _run_sweep(learn, _exponential(lr_min, max(highest, 100*lr_min), n), scale, stop_div=True)
     loss = np.array(sweep.losses)
-    if not np.isfinite(loss[0]): raise _NotFinite()
-    loss = loss[np.isfinite(loss)]
-    low = int(loss.argmin())
-    up = np.flatnonzero(loss[low:]>=(loss[0]+loss[low])/2)
-    return float(sweep.sweep[low+int(up[0]) if len(up) else len(loss)-1])
-
-class _NotFinite(ValueError): pass
+    low = sweep.sweep[int(np.nanargmin(loss))] if np.isfinite(loss[:1]).any() else 0.
+    return max(float(low)/5, 10*lr_min)
 
 # %% ../nbs/06_lr_range.ipynb #15b78a3b
 class LRRange(NamedTuple):
@@ -206,7 +205,7 @@ def _check_range(lr_min, n_epoch, every, valid_pct, ratio):
 def _scales(learn, lr_max, ratio):
     "Lr of each group as a share of the last one's, and the last one's end if it is given"
     if learn.opt is None: learn.create_opt()
-    n = len(learn.opt.hypers)
+    n,ratio = len(learn.opt.hypers),float(ratio)
     if lr_max is None: return [ratio**-(n-1-i) for i in range(n)],None
     peaks = np.ravel(peak_lrs(learn, lr_max))
     if len(peaks)==1: return [ratio**-(n-1-i) for i in range(n)],float(peaks[0])
@@ -226,7 +225,7 @@ def _suggest(sweep, scale, names, lower):
     curve = _as_curve(sweep, names)
     seen = curve[curve[names[-1]].notna()]
     lo,hi,why = range_bounds(seen['lr'], seen[names[-1]], lower) if len(seen) else (None,None,'nothing was measured')
-    if not np.isfinite(sweep.losses[0]): lo,hi,why = None,None,_at_once(sweep.sweep[0])
+    if not np.isfinite(sweep.losses[:1]).any(): lo,hi,why = None,None,_at_once(sweep.sweep[0])
     if why: warnings.warn(f"{'no learning rates are suggested: ' if hi is None else ''}{why}")
     curve.attrs.update(why=why, metric=names[-1])
     if hi is not None and len(set(scale))>1: lo,hi = np.array(scale)*lo,np.array(scale)*hi
@@ -252,17 +251,17 @@ def lr_range_test(self:Learner,
     "LR range test on a metric (Smith 2017, arXiv:1506.01186, sec. 3.3): where it starts to rise and where it falters, by `range_bounds`. The Learner is afterwards as before, after an error too, and nothing is written. ValueError or TypeError on arguments that make no sense"
     _check_range(lr_min, n_epoch, every, valid_pct, ratio)
     met,name = _pick_metric(self, metric)
-    lower,had_opt = _is_lower(name, comp),self.opt
+    lower,had = _is_lower(name, comp),(self.opt,self.lr)
     if len(self.dls.loaders)<2: raise ValueError("a range test measures on the validation set, and this Learner has none: use `lr_find`")
     try:
         scale,end = _scales(self, lr_max, ratio)
+        _valid_part(self, valid_pct)
         n = max(1, round(n_epoch*batches_per_epoch(self)))
-        try: end = end or _find_end(self, lr_min, scale)
-        except _NotFinite: end = 10*lr_min   # the sweep says so too
-        if end<=lr_min: raise ValueError(f"`lr_max` must be above `lr_min` of {lr_min}, got {end:.3g}{'' if lr_max is not None else ', where the training loss turned up: begin with a lower `lr_min`'}")
+        if end is None: end = _find_end(self, lr_min, scale)
+        if end<=lr_min: raise ValueError(f"`lr_max` must be above `lr_min` of {lr_min}, got {end:.3g}")
         lrs,every = np.linspace(lr_min, end, n) if linear else np.geomspace(lr_min, end, n),every or max(1, n//30)
         sweep = _run_sweep(self, lrs, scale, at=[*range(0, n, every),n], mets=[AvgLoss(),*([] if met is None else [met])], valid_pct=valid_pct)
-    finally: self.opt = had_opt
+    finally: self.opt,self.lr = had
     res = _suggest(sweep, scale, ['valid_loss',*([] if met is None else [name])], lower)
     res.curve.attrs.update(linear=linear, passes=len(sweep.rows))
     if show_plot: res.plot()
@@ -280,6 +279,7 @@ def _by_rules(lrs, losses, n):
     a,b = torch.tensor(lrs[:len(losses)][n//10:-5]),torch.tensor(losses[n//10:-5])
     bad = torch.nonzero(~torch.isfinite(b))
     if len(bad): a,b = a[:bad[0]],b[:bad[0]]
+    if len(b) and b.max()-b.min()<=1e-6*b.abs().max(): b = b[:0]   # a loss that stands still says nothing
     return {k: float(f(a, b, n)[0]) if len(b)>16 else math.nan for k,f in _rules.items()}
 
 class LRSuggestions(NamedTuple):
@@ -297,8 +297,10 @@ def _seeded_sweep(learn, lrs, seed):
     "The sweep's losses, filled up with `nan`; no seed: as the Learner's next fit would begin"
     with keep_state(learn):
         if seed is not None:
-            torch.manual_seed(seed)
+            for f in random.seed,np.random.seed,torch.manual_seed: f(seed)
             if hasattr(learn.dls.train, 'rng'): learn.dls.train.rng.seed(seed)
+            for o in _generators(learn.dls.train):
+                if o is not None: o.manual_seed(seed)
         losses = _run_sweep(learn, lrs, stop_div=True).losses
     return losses+[math.nan]*(len(lrs)-len(losses))
 
@@ -315,8 +317,9 @@ def lr_suggestions(self:Learner,
     if isinstance(n_seeds, bool) or not isinstance(n_seeds, Integral) or n_seeds<1: raise ValueError(f"`n_seeds` must be a whole number of sweeps, at least 1, got {n_seeds!r}")
     lrs = _exponential(start_lr, end_lr, num_it)
     losses = np.array([_seeded_sweep(self, lrs, None if i==0 else i) for i in range(n_seeds)])
-    if not np.isfinite(losses[:,0]).all(): warnings.warn(f"no learning rate is suggested: {_at_once(start_lr).replace('lr_min', 'start_lr')}")
+    if not np.isfinite(losses[:,0]).any(): warnings.warn(f"no learning rate is suggested: {_at_once(start_lr).replace('lr_min', 'start_lr')}")
     said = pd.DataFrame([_by_rules(lrs, o[~np.isnan(o)].tolist(), num_it) for o in losses])
+    if np.isfinite(losses[:,0]).any() and said.isna().all(axis=None): warnings.warn("no learning rate is suggested: the loss stood still, or turned up too soon for fastai's rules")
     table = pd.DataFrame(dict(lr=said.median(), lowest=said.min(), highest=said.max()))
     if show_plot: plot_lr_suggestions(lrs, losses, table['lr'].to_dict())
     return LRSuggestions(table, lrs, losses)
@@ -348,7 +351,7 @@ def group_lr_find(self:Learner,
         sweeps = [None if i<frozen else _run_sweep(self, lrs, [float(i==j) for j in range(n)], stop_div=True).losses for i in range(n)]
     found = [math.nan if o is None else _by_rules(lrs, o, num_it)['valley'] for o in sweeps]
     short = [i for i,o in enumerate(sweeps) if o is not None and math.isnan(found[i])]
-    if short: warnings.warn(f"no learning rate is suggested for group {', '.join(map(str, short))}: the training loss turned up, or was not finite, after {min(len(sweeps[i]) for i in short)} batches")
+    if short: warnings.warn(f"no learning rate is suggested for group {', '.join(map(str, short))}: the training loss stood still, turned up too soon, or was not finite")
     curves = [((),()) if o is None else (lrs[:len(o)],np.array(o)) for o in sweeps]
     if show_plot:
         there = range(frozen, n)

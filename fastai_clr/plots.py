@@ -134,7 +134,7 @@ def plot_lr_range(
     ax = _axis(ax)
     right = ax.twinx()
     lines = [*right.plot(lrs, losses, '--', color='dimgrey', lw=1, label='training loss'), *ax.plot(at, values, 'o-', ms=3, lw=1.5, label=name)]
-    if bounds is not None: lines.append(ax.axvspan(*bounds, facecolor='C2', edgecolor='dimgrey', alpha=.25, hatch='//', label=f'{bounds[0]:.2g} to {bounds[1]:.2g}'))
+    if bounds is not None and None not in bounds: lines.append(ax.axvspan(*bounds, facecolor='C2', edgecolor='dimgrey', alpha=.25, hatch='//', label=f'{bounds[0]:.2g} to {bounds[1]:.2g}'))
     ax.set(xscale='log' if log else 'linear', xlabel='learning rate', ylabel=name)
     right.set_ylabel('training loss')
     ax.legend(handles=lines, fontsize=8)
@@ -151,14 +151,15 @@ def plot_lr_suggestions(
 )->plt.Axes: # The axis drawn on
     "Plot the curve of an LR finder, of many seeds their median and the band from lowest to highest, with what each rule suggests"
     ax,losses = _axis(ax),np.atleast_2d(losses)
-    there = np.isfinite(losses).sum(0)>len(losses)/2
+    there = np.isfinite(losses).sum(0)>=len(losses)/2
+    ax.set(xscale='log', xlabel='learning rate', ylabel='loss')
+    if not np.isfinite(losses).any(): return ax
     lrs,losses = np.asarray(lrs)[there],losses[:,there]
     ax.plot(lrs, np.nanmedian(losses, 0), lw=1.5)
     if len(losses)>1: ax.fill_between(lrs, np.nanmin(losses, 0), np.nanmax(losses, 0), color='C0', alpha=.25, lw=0)
     for i,(k,v) in enumerate(suggestions.items()):
         if np.isfinite(v): ax.axvline(v, color=f'C{i+1}', ls=_styles[i%len(_styles)], label=f'{k} {v:.2g}')
-    ax.set(xscale='log', xlabel='learning rate', ylabel='loss')
-    if suggestions: ax.legend(fontsize=8)
+    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=8)
     return ax
 
 # %% ../nbs/00_plots.ipynb #5471320a

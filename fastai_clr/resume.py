@@ -10,7 +10,7 @@ __all__ = ['CannotKeep', 'learner_state', 'load_learner_state', 'keep_state', 'R
 # %% ../nbs/04_resume.ipynb #e0ef20e2
 import difflib, hashlib, json, pickle, random, re, time, warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from enum import Enum
 from pathlib import Path
@@ -292,14 +292,18 @@ def keep_state(
     objs = [(o,dict(vars(o)),_cb_state(o, _parts(learn), [])) for o in [*learn.cbs,*learn.metrics]]
     was,folder = {**vars(learn), 'cbs': L(list(learn.cbs))},learn.path/learn.model_dir
     no_folder = not folder.exists()
+    loaders,cast = list(learn.dls.loaders),{o: torch.is_autocast_enabled(o) for o in ('cpu','cuda')}
     learn.remove_cbs([o for o in learn.cbs if isinstance(o, CSVLogger)])
     try: yield learn
     finally:
-        if no_folder and folder.is_dir() and not any(folder.iterdir()): folder.rmdir()   # which `lr_find` has made
+        for o,v in cast.items(): torch.set_autocast_enabled(o, v)   # what was broken off inside may have left it on
+        learn.dls.loaders[:] = loaders
         for k in vars(learn).keys()-was.keys(): del vars(learn)[k]
         vars(learn).update(was)
         for o,attrs,s in objs: _load_vars(o, attrs, s)
         load_learner_state(learn, {**state, 'cbs': {}})
+        if no_folder and folder.is_dir() and not any(folder.iterdir()):   # which `lr_find` has made
+            with suppress(OSError): folder.rmdir()   # another process of the run may have been first
 
 # %% ../nbs/04_resume.ipynb #bc8f4061
 def _sha(file):
