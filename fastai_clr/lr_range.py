@@ -14,7 +14,6 @@ from numbers import Integral
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from fastcore.foundation import L
 from fastai.callback.core import CancelFitException, CancelValidException
 from fastai.callback.schedule import LRFinder, ParamScheduler, minimum, slide, steep, valley
 from fastai.data.load import DataLoader
@@ -56,6 +55,7 @@ def range_bounds(
 )->tuple: # Lower bound, upper bound, and why there are none or what is odd about them; the bounds are `None` where there is no suggestion
     "The learning rates between which a metric rises (Smith 2017, arXiv:1506.01186, sec. 3.3): from a tenth of its rise to all but a twentieth of it; the rise ends where the curve, smoothed over three points, first falls back by a tenth, or at its highest place"
     x,y = np.asarray(lrs, float),np.asarray(values, float)
+    if x.ndim!=1 or x.shape!=y.shape or (np.diff(x)<0).any(): raise ValueError(f"`lrs` must not fall, and `values` have one value for each of them, got shapes {x.shape} and {y.shape}")
     n = len(y) if np.isfinite(y).all() else int(np.argmin(np.isfinite(y)))
     if n==0: return None,None,'the metric was not finite at the first learning rate: begin with a lower `lr_min`, or look at the data and the loss'
     if n<_LEAST: return None,None,f"{'the metric was not finite after' if n<len(y) else 'there are only'} {n} points, and {_LEAST} are needed: train for more epochs, measure more often, or end lower"
@@ -151,7 +151,12 @@ def _pick_metric(learn, metric):
     elif not callable(metric) and not isinstance(metric, Metric): raise TypeError(f"`metric` must be the name of one of the Learner's metrics, 'valid_loss', a function of predictions and targets, or a fastai Metric, got {metric!r}")
     if metric is None: return None,'valid_loss'
     metric = deepcopy(mk_metric(metric))
+    if metric.name in ('lr','train_loss','valid_loss'): raise ValueError(f"`metric` is named {metric.name!r}, and so is a column of the curve: give it another name")
     return metric,metric.name
+
+def _is_lower(name, comp):
+    try: return _direction(name, comp) is np.less
+    except ValueError as e: raise ValueError(str(e).replace('`monitor=', '`metric=')) from e
 
 def _valid_part(learn, valid_pct):
     "A DataLoader of a part of the validation set, drawn at random but always the same; `None` for all of it"
@@ -220,6 +225,8 @@ def _as_curve(sweep, names):
     for i,k in enumerate(names): df.loc[[o[0] for o in sweep.rows], k] = [o[i+1] for o in sweep.rows]
     return df
 
+def _at_once(lr): return f'the training loss was not finite at the first batch, at an lr of {lr:.3g}: look at the data and the loss function, or begin with a lower `lr_min`'
+
 def _suggest(sweep, scale, names, lower):
     "The `LRRange` of a sweep"
     curve = _as_curve(sweep, names)
@@ -230,8 +237,6 @@ def _suggest(sweep, scale, names, lower):
     curve.attrs.update(why=why, metric=names[-1])
     if hi is not None and len(set(scale))>1: lo,hi = np.array(scale)*lo,np.array(scale)*hi
     return LRRange(lo, hi, curve)
-
-def _at_once(lr): return f'the training loss was not finite at the first batch, at an lr of {lr:.3g}: look at the data and the loss function, or begin with a lower `lr_min`'
 
 # %% ../nbs/06_lr_range.ipynb #1900ef60
 @patch
@@ -255,7 +260,7 @@ def lr_range_test(self:Learner,
     if len(self.dls.loaders)<2: raise ValueError("a range test measures on the validation set, and this Learner has none: use `lr_find`")
     try:
         scale,end = _scales(self, lr_max, ratio)
-        _valid_part(self, valid_pct)
+        with no_random(reproducible=False): _valid_part(self, valid_pct)   # an error now rather than after a first sweep
         n = max(1, round(n_epoch*batches_per_epoch(self)))
         if end is None: end = _find_end(self, lr_min, scale)
         if end<=lr_min: raise ValueError(f"`lr_max` must be above `lr_min` of {lr_min}, got {end:.3g}")
@@ -266,10 +271,6 @@ def lr_range_test(self:Learner,
     res.curve.attrs.update(linear=linear, passes=len(sweep.rows))
     if show_plot: res.plot()
     return res
-
-def _is_lower(name, comp):
-    try: return _direction(name, comp) is np.less
-    except ValueError as e: raise ValueError(str(e).replace('`monitor=', '`metric=')) from e
 
 # %% ../nbs/06_lr_range.ipynb #fec6225f
 _rules = dict(valley=valley, slide=slide, minimum=minimum, steep=steep)
@@ -304,6 +305,7 @@ def _seeded_sweep(learn, lrs, seed):
         losses = _run_sweep(learn, lrs, stop_div=True).losses
     return losses+[math.nan]*(len(lrs)-len(losses))
 
+# %% ../nbs/06_lr_range.ipynb #8b1ed44b
 @patch
 def lr_suggestions(self:Learner,
     n_seeds:int=1, # Sweeps, each with another order of the data and other dropout; the first is the one that `lr_find` would make

@@ -11,7 +11,7 @@ __all__ = ['CannotKeep', 'learner_state', 'load_learner_state', 'keep_state', 'R
 import difflib, hashlib, json, pickle, random, re, time, warnings
 from collections import Counter
 from contextlib import contextmanager, suppress
-from copy import copy
+from copy import copy, deepcopy
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
@@ -283,13 +283,23 @@ def _load_vars(o, was, state):
     vars(o).update(was)
     _load_cb_state(o, state, was)
 
+def _copies(odd, learn):
+    "Copies of what callbacks remember in objects that are none of ours, such as a deque; a warning names what can't be copied"
+    res,memo = [],{id(o): o for o in (learn,learn.model,learn.dls,learn.opt)}
+    for cb,k,_ in odd:
+        try: res.append((cb, k, deepcopy(vars(cb)[k], dict(memo))))
+        except (TypeError,RuntimeError,AttributeError) as e: warnings.warn(f"`{k}` of {type(cb).__name__} can't be copied ({e}): what changes in it will stay so")
+    return res
+
 @contextmanager
 def keep_state(
     learn:Learner, # All of it is kept in memory: weights, gradients, optimizer, callbacks, metrics, recorder, DataLoaders' order, random numbers
 ):
     "Everything of a Learner is afterwards as it was before, after an error or Ctrl-C too; within, a CSVLogger writes nothing"
     state,_ = learner_state(learn)
-    objs = [(o,dict(vars(o)),_cb_state(o, _parts(learn), [])) for o in [*learn.cbs,*learn.metrics]]
+    odd = []
+    objs = [(o,dict(vars(o)),_cb_state(o, _parts(learn), odd)) for o in [*learn.cbs,*learn.metrics]]
+    copies = _copies(odd, learn)
     was,folder = {**vars(learn), 'cbs': L(list(learn.cbs))},learn.path/learn.model_dir
     no_folder = not folder.exists()
     loaders,cast = list(learn.dls.loaders),{o: torch.is_autocast_enabled(o) for o in ('cpu','cuda')}
@@ -301,6 +311,7 @@ def keep_state(
         for k in vars(learn).keys()-was.keys(): del vars(learn)[k]
         vars(learn).update(was)
         for o,attrs,s in objs: _load_vars(o, attrs, s)
+        for o,k,v in copies: setattr(o, k, v)
         load_learner_state(learn, {**state, 'cbs': {}})
         if no_folder and folder.is_dir() and not any(folder.iterdir()):   # which `lr_find` has made
             with suppress(OSError): folder.rmdir()   # another process of the run may have been first

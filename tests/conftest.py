@@ -23,6 +23,12 @@ def make_venv(path):
     (site/'shared.pth').write_text('\n'.join(shared)+'\n')
     return py
 
+@pytest.fixture(autouse=True)
+def figures_closed():
+    "Figures stay open until they are closed"
+    yield
+    if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
+
 @pytest.fixture(scope='session')
 def bare_python(tmp_path_factory):
     "A python with torch, fastai and the rest, in which `fastai_clr` isn't installed"

@@ -1,19 +1,20 @@
 "`lr_range`: the rule on known curves, that nothing is left behind, and sweeps against fastai and against evaluation by hand"
 import math, random, warnings
 from types import SimpleNamespace
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pytest, torch
 from fastai.callback.core import Callback
+from fastai.callback.data import WeightedDL
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.schedule import ParamScheduler, SchedCos, lr_find, minimum, slide, steep, valley # Patches Learner; chkstyle: ignore
-from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TerminateOnNaNCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.data.core import DataLoaders, Datasets
+from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import RocAuc, accuracy, error_rate
-from fastai.optimizer import SGD, Adam
+from fastai.metrics import AccumMetric, RocAuc, accuracy, error_rate
+from fastai.optimizer import SGD
 from fastai.torch_core import params, set_seed
 from fastcore.basics import noop
 from hypothesis import given, settings, strategies as st
@@ -22,10 +23,10 @@ from torch import nn
 from torch.utils.data import DataLoader as TorchDL, IterableDataset, TensorDataset
 from fastai_clr import fit, precompute # Patch Learner; chkstyle: ignore
 from fastai_clr.cycles import CLR
-from fastai_clr.lr_range import LRRange, range_bounds
+from fastai_clr.lr_range import range_bounds
 from fastai_clr.recipe import RecipeReport, _Run, _valley
 from fastai_clr.resume import keep_state, learner_state
-from learners import Cancel, adamw, learner, quiet, same, two_groups, weights
+from learners import Cancel, adamw, quiet, same, weights
 
 # The rule
 
@@ -63,7 +64,7 @@ def test_a_fall_at_the_beginning_is_no_end():
     y = np.interp(x, [0,.05,.1,.2,.6,.9,1], [.1,.15,.1,.1,.9,.9,.5])
     assert .5<range_bounds(x, y)[1]<.65
 
-@pytest.mark.parametrize('y,match', [(np.full(30, .5), 'did not change by more than its noise'), (np.linspace(.9, .1, 30), 'only got worse'), ([.1,.2,.3], 'only 3 points'),
+@pytest.mark.parametrize('y,match', [(np.full(30, .5), 'did not rise by more than its noise'), (np.linspace(.9, .1, 30), 'only got worse'), ([.1,.2,.3], 'only 3 points'),
     ([np.nan]*30, 'not finite at the first'), ([.1,.2,.3]+[np.nan]*27, 'not finite after 3 points'), ([], 'not finite at the first'), ([.1,.2,np.inf,.3,.4,.5,.6], 'not finite after 2'),
     (.5+.1*np.random.default_rng(1).normal(size=30), 'noise')])
 def test_no_suggestion(y, match):
@@ -75,6 +76,28 @@ def test_what_is_not_finite_ends_the_curve():
     y = corners(x, .1, .4, .6)
     y[45:] = np.nan
     assert range_bounds(x, y)[:2]==pytest.approx((.13,.385), abs=1/60)
+
+def test_a_blip_of_a_metric_in_steps():
+    "One picture more or less is neither a rise nor a fall"
+    x = np.linspace(0, 1, 31)
+    y = np.full(31, .5)
+    y[7] = .505
+    assert range_bounds(x, y)[:2]==(None,None)
+    y = np.round(corners(x, .15, .5, .75)*200)/200
+    y[12] -= .005
+    assert .38<range_bounds(x, y)[1]<.6
+
+def test_an_explosion_after_the_best_place():
+    "However high, it says nothing of the noise"
+    x = np.linspace(0, 1, 31)
+    loss = np.interp(x, [0,.2,.5,.7], [2.3,2.3,.5,.6])
+    loss[25:] = 10.**np.arange(6, 12)
+    lo,hi,why = range_bounds(x, loss, True)
+    assert .2<lo<.3 and .4<hi<.55 and not why
+
+@pytest.mark.parametrize('lrs,values', [([1,2,3],[1,2]), ([3,2,1],[1,2,3]), ([[1,2]],[[1,2]])])
+def test_curves_that_are_none(lrs, values):
+    with pytest.raises(ValueError, match='`lrs` must not fall, and `values`'): range_bounds(lrs, values)
 
 def test_still_rising():
     x = np.linspace(0, 1, 30)
@@ -95,6 +118,8 @@ def loaders(kind):
     train,valid = TensorDataset(X[:400], Y[:400]),TensorDataset(X[400:600], Y[400:600])
     if kind=='torch': return [TorchDL(train, 32, shuffle=True),TorchDL(valid, 64)]
     if kind=='stream': return [DataLoader(Stream(0, 400), bs=32, n=400),DataLoader(Stream(400, 600), bs=64, n=200)]
+    if kind=='weighted': return [WeightedDL(train, bs=32, wgts=np.arange(1., 401)),DataLoader(valid, bs=64)]
+    if kind=='generator': return [TorchDL(train, 32, shuffle=True, generator=torch.Generator().manual_seed(3)),TorchDL(valid, 64)]
     if kind=='workers': return [DataLoader(train, bs=32, shuffle=True, num_workers=2),DataLoader(valid, bs=64, num_workers=2)]
     return [DataLoader(train, bs=32, shuffle=True),DataLoader(valid, bs=64)]
 
@@ -128,6 +153,13 @@ def watched(**kw):
 
 # The sweep
 
+def test_a_model_that_cannot_learn():
+    "Its loss stands still: the search for the end ends somewhere, and nothing is suggested"
+    learn = make(loss_func=lambda o,y: (o*0).sum()+1, metrics=[])
+    with pytest.warns(UserWarning, match='no learning rates are suggested: the metric did not rise'): r = learn.lr_range_test(show_plot=False)
+    assert r[:2]==(None,None) and r.curve['lr'].iloc[-1]>=1e-4
+    with pytest.warns(UserWarning, match='the loss stood still'): assert learn.lr_suggestions(show_plot=False).table['lr'].isna().all()
+
 @pytest.mark.parametrize('linear', [True,False])
 @pytest.mark.parametrize('lr_max,shares', [(.5,(1,1)), ([.05,.5],(.1,1)), (slice(.05,.5),(.1,1)), (slice(.5),(.1,1)), (np.array([.5,.05]),(10,1))])
 def test_lrs(linear, lr_max, shares):
@@ -143,7 +175,7 @@ def test_lrs(linear, lr_max, shares):
 
 def test_ratio():
     learn,seen = watched()
-    r = learn.lr_range_test(1e-4, .5, ratio=4, show_plot=False)
+    r = learn.lr_range_test(1e-4, .5, ratio=np.int64(4), show_plot=False)
     np.testing.assert_allclose(np.array(seen[0].lrs)[:,0]*4, np.array(seen[0].lrs)[:,1])
     assert r.lr_max[0]*4==pytest.approx(r.lr_max[1]) and r.lr_min[0]*4==pytest.approx(r.lr_min[1])
     learn.fit_clr(1, .5, lr_max=r.lr_max, lr_min=r.lr_min)
@@ -296,7 +328,8 @@ def test_nothing_is_left_of_what_was_broken_off(tmp_path, ex, event, when):
 def test_a_folder_that_cannot_be_written(tmp_path):
     learn = make(tmp_path/'not a folder')
     (tmp_path/'not a folder').write_text('')
-    assert learn.lr_range_test(show_plot=False).lr_max and len(learn.lr_suggestions(show_plot=False).table)==4 and len(learn.group_lr_find(show_plot=False).lrs)==2
+    assert learn.lr_range_test(show_plot=False).lr_max
+    assert len(learn.lr_suggestions(show_plot=False).table)==4 and len(learn.group_lr_find(show_plot=False).lrs)==2
 
 def test_the_heads_learner(tmp_path):
     "And what the optimizer of the whole model knows of the head"
@@ -335,6 +368,11 @@ def test_nan_at_once():
     with pytest.warns(UserWarning, match='no learning rate is suggested'): assert learn.lr_suggestions(show_plot=False).table['lr'].isna().all()
     with pytest.warns(UserWarning, match='no learning rate is suggested for group 0, 1'): assert np.isnan(learn.group_lr_find(show_plot=False).lrs).all()
 
+def test_nan_at_once_beside_a_callback_that_ends_the_fit():
+    learn = make(cbs=TerminateOnNaNCallback())
+    with torch.no_grad(): learn.model[0][0].weight[0,0] = math.nan
+    with pytest.warns(UserWarning, match='not finite at the first batch'): assert learn.lr_range_test(lr_max=.1, show_plot=False).lr_max is None
+
 def test_divergence_ends_the_sweep():
     "Where the loss is no longer finite, and what came before counts"
     learn,seen = watched(opt_func=SGD, loss_func=lambda o,y: (o-y[:,None]).pow(2).mean(), metrics=[])
@@ -352,8 +390,19 @@ def test_mixed_precision_and_accumulation():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')   # a scaler is of no use on a CPU
         learn = make(cbs=[MixedPrecision(),GradientAccumulation(64)])
-        assert learn.lr_range_test(lr_max=.5, show_plot=False).lr_max
+        assert learn.lr_range_test(lr_max=.5, show_plot=False).lr_max and not torch.is_autocast_enabled('cpu')
         learn.fit(1, 1e-2)
+
+def test_measured_with_mixed_precision():
+    "Also what is measured before the first batch"
+    on = []
+    def seen(x, y):
+        on.append(torch.is_autocast_enabled('cpu'))
+        return accuracy(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        make(cbs=MixedPrecision(amp_mode='bf16'), metrics=[]).lr_range_test(1e-4, .3, 1, metric=seen, comp=np.greater, every=5, show_plot=False)
+    assert len(on)>12 and len(set(on[:len(on)//4]))==1 and on[0]==on[-1]
 
 def test_bars(capsys):
     "A bar where the Learner has bars, and none of an inner validation"
@@ -375,7 +424,8 @@ def test_csv_logger_writes_nothing(tmp_path):
 @pytest.mark.parametrize('kw,err,match', [(dict(lr_min=0), ValueError, '`lr_min` must be a finite number above 0, got 0'), (dict(lr_min='a'), ValueError, '`lr_min`'),
     (dict(n_epoch=-1), ValueError, '`n_epoch`'), (dict(n_epoch=True), ValueError, '`n_epoch`'), (dict(every=0), ValueError, '`every` must be a whole number of batches'),
     (dict(every=1.5), ValueError, '`every`'), (dict(valid_pct=0), ValueError, '`valid_pct`'), (dict(valid_pct=1.1), ValueError, '`valid_pct` is a share'),
-    (dict(ratio=0), ValueError, '`ratio`'), (dict(lr_max=1e-6), ValueError, '`lr_max` must be above `lr_min` of 1e-05, got 1e-06'), (dict(lr_max=-1), ValueError, '`lr_max`'),
+    (dict(ratio=0), ValueError, '`ratio`'), (dict(metric=AccumMetric(accuracy, name='lr')), ValueError, "`metric` is named 'lr'"),
+    (dict(lr_max=1e-6), ValueError, '`lr_max` must be above `lr_min` of 1e-05, got 1e-06'), (dict(lr_max=-1), ValueError, '`lr_max`'),
     (dict(lr_max=[1,2,3]), ValueError, 'one for each of the 2 parameter groups'), (dict(lr_max=[.1,.2], ratio=3), ValueError, '`ratio` and an `lr_max` for each group'),
     (dict(metric='acc'), ValueError, "`metric` must be one of valid_loss, accuracy, or a function or Metric, got 'acc'"), (dict(metric=3), TypeError, '`metric` must be the name'),
     (dict(comp=min), ValueError, '`comp` must be np.less')])
@@ -421,8 +471,12 @@ def test_seeds():
     assert np.array_equal(a.losses, make().lr_suggestions(4, show_plot=False).losses, equal_nan=True)
     assert (a.table['lowest']<=a.table['lr']).all() and (a.table['lr']<=a.table['highest']).all()
 
-@pytest.mark.parametrize('kind', ['torch','workers'])
-def test_seeds_of_other_loaders(kind): assert len({tuple(o[:30]) for o in make(kind=kind).lr_suggestions(3, show_plot=False).losses})==3
+@pytest.mark.parametrize('kind', ['torch','workers','weighted','generator'])
+def test_seeds_of_other_loaders(kind):
+    "Each sweep has another order, and a second call has the same ones"
+    losses = make(kind=kind).lr_suggestions(3, show_plot=False).losses
+    assert len({tuple(o[:30]) for o in losses})==3
+    assert np.array_equal(losses, make(kind=kind).lr_suggestions(3, show_plot=False).losses, equal_nan=True)
 
 # One group at a time
 

@@ -1,16 +1,13 @@
 "`plots`: each figure from its defaults, on a new axis and on one that is given"
 import matplotlib.pyplot as plt, numpy as np, pytest
 from fastai_clr import plots
-from fastai_clr.plots import plot_confusion, plot_cycles, plot_losses, plot_lr_find, plot_metric_by_step, plot_scores, plot_values
+from fastai_clr.plots import (plot_confusion, plot_cycles, plot_grid, plot_group_lrs, plot_losses, plot_lr_find, plot_lr_range, plot_lr_suggestions,
+    plot_metric_by_step, plot_scores, plot_values)
 
 calls = dict(plot_values=[[.1,.2,.3]], plot_lr_find=[[1e-3,1e-2,.1], [3,2,1]], plot_losses=[[3,2,1]],
     plot_metric_by_step=[['head','all'], [.8,.9]], plot_confusion=[[[5,1],[0,3]], ['cat','dog']],
-    plot_cycles=[[3,2,1,2,1,0], [0,3,6]], plot_scores=[[3,2,1]])
-
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close('all')
+    plot_cycles=[[3,2,1,2,1,0], [0,3,6]], plot_scores=[[3,2,1]], plot_lr_range=[[.1,.2,.3], [3,2,1], [.1,.3], [.5,.9]],
+    plot_lr_suggestions=[[.1,.2,.3], [3,2,1], dict(valley=.2)], plot_group_lrs=[[([.1,.2],[2,1])], [.1]], plot_grid=[[.1,.2], [.5,.9], [0,0]])
 
 def test_all_are_called(): assert set(calls)==set(plots.__all__)
 
@@ -73,3 +70,38 @@ def test_plot_scores():
     ax = plot_scores([5,4,3], [3,2,1], [3,2.5], name='error_rate')
     assert [list(o.get_ydata()) for o in ax.lines]==[[5,4,3],[1,2,3],[2.5,3]]
     assert [list(o.get_xdata()) for o in ax.lines]==[[0,1,2],[0,1,2],[1,2]] and ax.get_ylabel()=='error_rate'
+
+def labels(ax): return [o.get_text() for o in ax.get_legend().get_texts()] if ax.get_legend() else []
+
+def test_plot_lr_range():
+    "The bounds are shaded, with a hatch for black and white; without bounds nothing is"
+    ax = plot_lr_range([.1,.2,.3], [3,2,1], [.1,.3], [.5,.9], (.15,.25), 'accuracy')
+    band, = ax.patches
+    assert band.get_x()==pytest.approx(.15) and band.get_width()==pytest.approx(.1) and band.get_hatch()=='//'
+    assert labels(ax)==['training loss','accuracy','0.15 to 0.25'] and ax.get_xscale()=='linear' and ax.get_ylabel()=='accuracy'
+    assert list(ax.lines[0].get_ydata())==[.5,.9]
+    other, = [o for o in ax.figure.axes if o is not ax]
+    assert list(other.lines[0].get_ydata())==[3,2,1] and other.get_ylabel()=='training loss' and other.lines[0].get_linestyle()!=ax.lines[0].get_linestyle()
+    for bounds in None,(None,None): assert not plot_lr_range([.1,.2], [2,1], [.1], [.5], bounds, log=True).patches
+    assert plot_lr_range([], [], [], []).get_xlabel()=='learning rate'
+
+def test_plot_lr_suggestions():
+    "Of many seeds the median and a band; rules that say nothing have no line"
+    losses = np.array([[3,2,1,5],[4,3,2,np.nan],[5,4,3,np.nan]])
+    ax = plot_lr_suggestions([.1,.2,.3,.4], losses, dict(valley=.2, slide=np.nan, steep=.1))
+    assert list(ax.lines[0].get_ydata())==[4,3,2] and labels(ax)==['valley 0.2','steep 0.1']
+    assert len(ax.collections)==1 and len({o.get_linestyle() for o in ax.lines[1:]})==2
+    one = plot_lr_suggestions([.1,.2], [2,1], {})
+    assert not one.collections and labels(one)==[]
+    assert not plot_lr_suggestions([.1,.2], [[np.nan]*2], dict(valley=np.nan)).lines
+
+def test_plot_group_lrs():
+    ax = plot_group_lrs([([.1,.2,.4], [3,2,1]), ([.1,.2], [3,1])], [.2,np.nan], ['body','head'])
+    assert labels(ax)==['body: 0.2','head'] and [len(o.get_xdata()) for o in ax.lines]==[3,1,2]
+    assert ax.lines[1].get_xydata().tolist()==[[.2,2.]] and ax.lines[0].get_linestyle()!=ax.lines[2].get_linestyle()
+
+def test_plot_grid():
+    "A line a weight decay, through means; a dot a head; those that diverged are left out"
+    ax = plot_grid([.1,.1,.2,.1,.2], [.5,.7,.8,.4,np.nan], [0,0,0,.1,.1], 'accuracy')
+    assert [o.get_xydata().tolist() for o in ax.lines[::2]]==[[[.1,.6],[.2,.8]],[[.1,.4]]] and [len(o.get_xdata()) for o in ax.lines[1::2]]==[3,1]
+    assert labels(ax)==['wd 0','wd 0.1'] and ax.get_xscale()=='log' and ax.get_ylabel()=='accuracy'

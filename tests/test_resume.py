@@ -1,6 +1,6 @@
 "`resume`: a Learner's whole state, and runs that are broken off and go on as if they had not been"
-import copy, json, random, subprocess, sys, warnings
-from collections import Counter, OrderedDict, defaultdict, namedtuple
+import copy, json, random, subprocess, sys, threading, warnings
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from enum import Enum
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -711,6 +711,36 @@ def test_nothing_is_left(tmp_path, trial, trained):
         return str(state),seen(learn)
     (a,x),(b,y) = go(tmp_path/'a', None),go(tmp_path/'b', trial)
     assert a==b and equal(x, y)
+
+class Collects(Callback):
+    "Keeps what it sees in objects that have no form in a checkpoint"
+    def __init__(self): self.seen,self.frame = deque(maxlen=5),pd.DataFrame(dict(loss=[0.]))
+    def after_batch(self):
+        self.seen.append(self.loss.item())
+        self.frame.loc[len(self.frame)] = self.loss.item()
+
+def test_what_has_no_form_in_a_checkpoint_is_copied(tmp_path):
+    learn = make(tmp_path, cbs=Collects())
+    learn.fit(1)
+    cb = learn.collects
+    was = list(cb.seen),cb.frame.copy()
+    with keep_state(learn): learn.fit(1)
+    assert list(cb.seen)==was[0] and cb.frame.equals(was[1])
+
+def test_what_cannot_be_copied_is_named(tmp_path):
+    class Locks(Callback):
+        def __init__(self): self.lock = threading.Lock()
+    learn = make(tmp_path, cbs=Locks())
+    with pytest.warns(UserWarning, match="`lock` of Locks can't be copied"):
+        with keep_state(learn): learn.fit(1)
+
+def test_other_loaders_within(tmp_path):
+    learn = make(tmp_path)
+    was = list(learn.dls.loaders)
+    with keep_state(learn):
+        learn.dls.loaders[:] = loaders().loaders
+        learn.fit(1)
+    assert all(a is b for a,b in zip(was, learn.dls.loaders))
 
 def test_errors_come_through():
     with pytest.raises(ZeroDivisionError), keep_state(learner(2)): 1/0
