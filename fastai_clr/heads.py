@@ -12,6 +12,7 @@ import copy, itertools, math, time, warnings
 from collections.abc import Sequence
 from numbers import Integral
 from types import SimpleNamespace
+from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -23,15 +24,20 @@ from fastprogress.fastprogress import progress_bar
 from matplotlib.axes import Axes
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
+from .cycles import is_finite
 from .plots import plot_grid
 from .precompute import HeadLearner, _drop_state, _free_memory, _random_states_kept
 from .schedules import CosineRestarts, Schedule
 from .snapshots import _direction
 
 # %% ../nbs/09_heads.ipynb #94f5d31d
-class _Setting:
-    "One head of a grid: what it was made from, and how it is to be trained"
-    def __init__(self, lr, wd, ps, sched, seed): self.lr,self.wd,self.ps,self.sched,self.seed = lr,wd,ps,sched,seed
+class _Setting(NamedTuple):
+    "One head of a grid: what it is made from, and how it is to be trained"
+    lr:float
+    wd:float
+    ps:float|None
+    sched:Schedule
+    seed:int
 
     def lrs(self, n_iter, n_batches): return self.lr*np.asarray(self.sched.values(n_iter, n_batches), float)
 
@@ -135,21 +141,25 @@ def _with_stacked_dropout(model):
             if isinstance(o, nn.Dropout): setattr(m, name, _StackedDropout(o.p))
     return res
 
-def _only_linear(model):
-    "The one linear layer that a head consists of, if it does"
-    leaves = [o for o in model.modules() if not list(o.children()) and not isinstance(o, (nn.Identity,nn.Flatten)) and not (isinstance(o, nn.Dropout) and o.p==0)]
-    return leaves[0] if len(leaves)==1 and type(leaves[0]) is nn.Linear and len(list(model.parameters()))==len(list(leaves[0].parameters())) else None
+# %% ../nbs/09_heads.ipynb #585cef97
+def _is_linear(model):
+    "Whether a head is one linear layer, and nothing else that does anything"
+    def idle(o): return isinstance(o, (nn.Identity,nn.Flatten)) or isinstance(o, nn.Dropout) and o.p==0
+    leaves = [o for o in model.modules() if not list(o.children()) and not idle(o)]
+    return len(leaves)==1 and type(leaves[0]) is nn.Linear and len(list(model.parameters()))==len(list(leaves[0].parameters()))
 
 def _is_plain_ce(loss_func):
+    "Whether a loss is the mean cross entropy, and nothing else"
     f = getattr(loss_func, 'func', None)
-    return type(loss_func) is CrossEntropyLossFlat and type(f) is nn.CrossEntropyLoss and f.weight is None and not f.label_smoothing and f.reduction=='mean' and f.ignore_index==-100
+    plain = type(loss_func) is CrossEntropyLossFlat and type(f) is nn.CrossEntropyLoss
+    return plain and f.weight is None and not f.label_smoothing and f.reduction=='mean' and f.ignore_index==-100
 
-# %% ../nbs/09_heads.ipynb #585cef97
+# %% ../nbs/09_heads.ipynb #c3623586
 class _Together:
     "Heads whose weights are stacked, and that step all at once"
     def __init__(self, learn, heads, settings, adam, lrs):
         dev,(n,k) = learn.dls.device,lrs.shape
-        self.loss_func,self.linear = learn.loss_func,_only_linear(heads[0]) is not None and _is_plain_ce(learn.loss_func)
+        self.loss_func,self.linear = learn.loss_func,_is_linear(heads[0]) and _is_plain_ce(learn.loss_func)
         self.decays = _decays(learn, heads[0])
         heads = [_with_stacked_dropout(o) for o in heads]
         self.params,self.buffers = stack_module_state(heads)
@@ -174,7 +184,7 @@ class _Together:
         out = w.flatten(0, 1)@x.t() if not b else torch.addmm(b[0].view(-1, 1), w.flatten(0, 1), x.t())
         return F.cross_entropy(out.view(*w.shape[:2], len(x)), y.expand(len(w), -1), reduction='none').mean(1)
 
-# %% ../nbs/09_heads.ipynb #c3623586
+# %% ../nbs/09_heads.ipynb #76250463
 @patch
 def step(self:_Together, x, y):
     with torch._C.DisableTorchFunctionSubclass():
@@ -197,10 +207,9 @@ def _adam(self:_Together, i, p, g, scale, eps, decay):
     torch.sqrt(sqr, out=tmp).add_(eps).div_(scale.view(shape))
     p.addcdiv_(avg, tmp, value=-1)
 
+# %% ../nbs/09_heads.ipynb #19141b95
 @patch
-def keep(self:_Together, ks):
-    "Go on with the heads `ks` only; the numbers of those that are left stay"
-    return   # they don't disturb each other, and leaving them in keeps the tensors, and a recorded graph, as they are
+def keep(self:_Together, ks): pass
 
 @patch
 def outputs(self:_Together, x):
@@ -284,7 +293,7 @@ def _train(learn, engine, data, n_epoch, say, bar, names):
         next(bar, None)
         losses = (engine.total/data.n_iter).cpu()
         lost = [k for k in alive if not math.isfinite(losses[k])]
-        if lost: say(f"dropped in epoch {epoch}, as their loss is not finite: {'; '.join(names[k] for k in lost[:10])}{f'; and {len(lost)-10} more' if len(lost)>10 else ''}")
+        if lost: say(f"dropped in epoch {epoch}, as their loss is not finite: {'; '.join(names[k] for k in lost)}")
         alive = [k for k in alive if k not in lost]
         if lost: engine.keep(alive)
         if not alive: break
@@ -293,13 +302,11 @@ def _train(learn, engine, data, n_epoch, say, bar, names):
 # %% ../nbs/09_heads.ipynb #e442ce8a
 def _activations_of(model, x):
     "Numbers that the layers of a head give out for a batch"
-    sizes = []
-    hooks = [m.register_forward_hook(lambda m, i, o: sizes.append(o.numel()) if isinstance(o, torch.Tensor) else None) for m in model.modules() if not list(m.children())]
-    try:
-        with torch.no_grad(), _random_states_kept(): copy.deepcopy(model).eval()(x) if not hooks else model.eval()(x)
-    finally:
-        for h in hooks: h.remove()
-        model.train()
+    sizes,model = [],copy.deepcopy(model).eval()
+    def count(m, i, o): sizes.append(o.numel() if isinstance(o, torch.Tensor) else 0)
+    for m in model.modules():
+        if not list(m.children()): m.register_forward_hook(count)
+    with torch.no_grad(), _random_states_kept(): model(x)
     return sum(sizes)
 
 def _bytes_a_head(model, x):
@@ -310,6 +317,7 @@ def _room(device):
     "Bytes that heads may take: half of what is free"
     return .5*(torch.cuda.mem_get_info(device)[0] if device.type=='cuda' else _free_memory() or 2**32)
 
+# %% ../nbs/09_heads.ipynb #55cba001
 def _seconds(make, x, y, n=3):
     "Median time of a step, after two to warm up"
     engine,times = make(),[]
@@ -320,7 +328,6 @@ def _seconds(make, x, y, n=3):
         times.append(time.perf_counter()-start)
     return sorted(times[2:])[n//2]
 
-# %% ../nbs/09_heads.ipynb #55cba001
 def _choose(learn, model, settings, adam, data, say):
     "The way to train, and how many heads at once; what is measured is thrown away"
     x,y = data.batch(data.order(0)[:data.bs])
@@ -361,7 +368,8 @@ def _scores(learn, engine, data, held, alive):
 
 def _score_one(learn, pred, y):
     loss = learn.loss_func(pred, y)
-    seen,res = SimpleNamespace(pred=pred, y=y, yb=(y,), xb=(), loss=loss, model=learn.model, dl=learn.dls.train, to_detach=learn.to_detach, training=False),{'loss': float(loss)}
+    seen = SimpleNamespace(pred=pred, y=y, yb=(y,), xb=(), loss=loss, model=learn.model, dl=learn.dls.train, to_detach=learn.to_detach, training=False)
+    res = {'loss': float(loss)}
     for m in map(copy.deepcopy, learn.metrics):
         m.reset()
         m.accumulate(seen)
@@ -371,9 +379,9 @@ def _score_one(learn, pred, y):
 # %% ../nbs/09_heads.ipynb #14f91ed7
 def _numbers(name, v, least, most=math.inf, above=False):
     "A list of numbers; ValueError on others"
-    vs = [v] if isinstance(v, (int,float)) else list(v) if isinstance(v, (Sequence,np.ndarray,L)) and not isinstance(v, str) else None
-    ok = vs is not None and len(vs)>0 and all(isinstance(o, (int,float,np.number)) and not isinstance(o, bool) and math.isfinite(o) and least<=o<most and not (above and o==least) for o in vs)
-    if not ok: raise ValueError(f"`{name}` must be a number, or a list of numbers, {'above' if above else 'from'} {least:g}{'' if most==math.inf else f' and below {most:g}'}, got {v!r}")
+    vs = list(v) if isinstance(v, (list,tuple,range,np.ndarray,L)) else [v]
+    def ok(o): return is_finite(o) and least<=o<most and not (above and o==least)
+    if not vs or not all(map(ok, vs)): raise ValueError(f"`{name}` must be a number, or a list of numbers, {'above' if above else 'from'} {least:g}{'' if most==math.inf else f' and below {most:g}'}, got {v!r}")
     return [float(o) for o in vs]
 
 def _whole(name, v, least):
@@ -384,6 +392,7 @@ def _seeds(seeds):
     if isinstance(seeds, (list,tuple,range,L)) and len(seeds): return [_whole('seeds', o, 0) for o in seeds]
     return list(range(_whole('seeds', seeds, 1)))
 
+# %% ../nbs/09_heads.ipynb #cf5656d2
 def _check_scheds(sched, n_epoch, n_iter):
     "A list of schedules that last `n_epoch` epochs"
     scheds = [CosineRestarts(1, n_epoch)] if sched is None else list(sched) if isinstance(sched, (list,tuple,L)) else [sched]
@@ -414,6 +423,8 @@ class _Bar:
     def __next__(self): return next(self.it)
 
 # %% ../nbs/09_heads.ipynb #056413d2
+def _row(s, loss, scores): return dict(lr=s.lr, wd=s.wd, ps=s.ps, sched=s.sched, seed=s.seed, train_loss=float(loss), **(scores or {}), setting=s)
+
 def _run_grid(learn, model, settings, adam, data, held, n_epoch, say):
     "Train all settings, as many at once as there is room for; a row a head"
     way,at_once = _choose(learn, model, settings, adam, data, say)
@@ -424,7 +435,7 @@ def _run_grid(learn, model, settings, adam, data, held, n_epoch, say):
         engine = way(learn, [_new_head(model, s) for s in part], part, adam, lrs)
         alive,losses = _train(learn, engine, data, n_epoch, warnings.warn, bar, list(map(str, part)))
         scores = _scores(learn, engine, data, held, alive) if alive else [None]*len(part)
-        rows += [dict(lr=s.lr, wd=s.wd, ps=s.ps, sched=s.sched, seed=s.seed, train_loss=float(l), **(o or {}), setting=s) for s,l,o in zip(part, losses.tolist(), scores)]
+        rows += map(_row, part, losses.tolist(), scores)
     return rows
 
 def _best(rows, metric, lower):

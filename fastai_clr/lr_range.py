@@ -64,8 +64,8 @@ def range_bounds(
     off = np.abs(y-s)[:max(s.argmax()+1, _LEAST)]   # what comes after the best place may be an explosion
     rise,noise = s.max()-s[0],1.8*np.median(off)
     least = max(4*1.22*np.sqrt(np.mean(off**2)), 1e-6*abs(s[0]))
-    if rise<=least and s[0]-s.min()>least: return None,None,'the metric only got worse: begin with a lower `lr_min`'
-    if rise<=least: return None,None,f'the metric did not rise by more than its noise ({rise:.3g} against {least:.3g}): train for more epochs, or end at a higher `lr_max`'
+    if rise<=least and s[0]-s.min()>least: return None,None,'the metric only got worse: begin with a lower `lr_min`, or end at a higher `lr_max` if all of this was too low to learn'
+    if rise<=least: return None,None,f'the metric did not rise by more than its noise ({rise:.3g} against {least:.3g}): train for more epochs, or sweep over other learning rates'
     top = _top(s, noise)
     lo,hi = (_crossing(x, s, s[0]+share*(s[top]-s[0])) for share in (_STARTS,_FALTERS))
     rising = n==len(lrs) and top>=n-2 and s[-1]-s[-4]>max(2*noise, .05*rise)
