@@ -67,6 +67,12 @@ def _adam_hypers(learn):
     is_adam = isinstance(opt, Optimizer) and names==['weight_decay','average_grad','average_sqr_grad','step_stat','adam_step']
     return {k: opt.hypers[0][k] for k in ('mom','sqr_mom','eps','wd')} if is_adam else None
 
+def _is_plain_ce(loss_func):
+    "Whether a loss is the mean cross entropy of the last axis, and nothing else"
+    f = getattr(loss_func, 'func', None)
+    plain = type(loss_func) is CrossEntropyLossFlat and type(f) is nn.CrossEntropyLoss and loss_func.axis==-1
+    return plain and f.weight is None and not f.label_smoothing and f.reduction=='mean' and f.ignore_index==-100
+
 def _decays(learn, model):
     "Whether each parameter has weight decay"
     free = set() if learn.wd_bn_bias else {id(p) for p in norm_bias_params(model, True)}
@@ -77,34 +83,40 @@ class _InTurn:
     "Heads that step one after the other on each batch"
     def __init__(self, learn, heads, settings, adam, lrs):
         self.heads,self.loss_func,self.adam,self.lrs,self.t = heads,learn.loss_func,adam,lrs.tolist(),0
+        self.wds,self.alive,self.total = [s.wd for s in settings],list(range(len(heads))),torch.zeros(len(heads), device=learn.dls.device)
+        self.totals,self.plain = self.total.unbind(),_is_plain_ce(learn.loss_func)
+        self.decayed = [[p.detach() for p,yes in zip(m.parameters(), _decays(learn, m)) if yes] for m in heads]
         self.opts = [self._opt(learn, m, s) for m,s in zip(heads, settings)]
-        self.alive,self.total = list(range(len(heads))),torch.zeros(len(heads), device=learn.dls.device)
 
     def _opt(self, learn, m, s):
-        ps,decays = list(m.parameters()),_decays(learn, m)
-        if self.adam is None:
-            opt = learn.opt_func(ps, lr=s.lr)
-            opt.set_hyper('wd', s.wd)
-            for p,d in zip(ps, decays):
-                if not d: opt.state[p]['do_wd'] = False
-            return opt
-        groups = [dict(params=[p for p,d in zip(ps, decays) if d==yes], weight_decay=s.wd*yes) for yes in (True,False)]
-        fused = True if ps[0].device.type in ('cpu','cuda') else None
-        return torch.optim.AdamW([o for o in groups if o['params']], s.lr, (self.adam['mom'],self.adam['sqr_mom']), self.adam['eps'], fused=fused)
+        ps,a = list(m.parameters()),self.adam
+        if a is not None:
+            fused = True if ps[0].device.type in ('cpu','cuda') else None
+            return torch.optim.AdamW(ps, s.lr, (a['mom'],a['sqr_mom']), a['eps'], weight_decay=0, fused=fused)
+        opt = learn.opt_func(ps, lr=s.lr)
+        opt.set_hyper('wd', s.wd)
+        for p,d in zip(ps, _decays(learn, m)):
+            if not d: opt.state[p]['do_wd'] = False
+        return opt
 
     def step(self, x, y):
-        lrs = self.lrs[self.t]
         for k in self.alive:
-            opt = self.opts[k]
-            if self.adam is None: opt.set_hyper('lr', lrs[k])
-            else:
-                for g in opt.param_groups: g['lr'] = lrs[k]
-            loss = self.loss_func(self.heads[k](x), y)
+            out = self.heads[k](x)
+            loss = F.cross_entropy(out, y) if self.plain and out.ndim==2 and y.ndim==1 else self.loss_func(out, y)
             loss.backward()
-            opt.step()
-            opt.zero_grad()
-            self.total[k] += loss.detach()
+            self._opt_step(k, self.lrs[self.t][k])
+            self.totals[k].add_(loss.detach())
         self.t += 1
+
+    def _opt_step(self, k, lr):
+        opt = self.opts[k]
+        if self.adam is None: opt.set_hyper('lr', lr)
+        else:
+            opt.param_groups[0]['lr'] = lr
+            if self.wds[k]:   # AdamW's own would need two groups, and launches, for parameters with and without
+                for p in self.decayed[k]: p.mul_(1-lr*self.wds[k])
+        opt.step()
+        opt.zero_grad()
 
     def keep(self, ks): self.alive = ks
 
@@ -148,12 +160,6 @@ def _is_linear(model):
     leaves = [o for o in model.modules() if not list(o.children()) and not idle(o)]
     return len(leaves)==1 and type(leaves[0]) is nn.Linear and len(list(model.parameters()))==len(list(leaves[0].parameters()))
 
-def _is_plain_ce(loss_func):
-    "Whether a loss is the mean cross entropy, and nothing else"
-    f = getattr(loss_func, 'func', None)
-    plain = type(loss_func) is CrossEntropyLossFlat and type(f) is nn.CrossEntropyLoss
-    return plain and f.weight is None and not f.label_smoothing and f.reduction=='mean' and f.ignore_index==-100
-
 # %% ../nbs/09_heads.ipynb #c3623586
 class _Together:
     "Heads whose weights are stacked, and that step all at once"
@@ -187,9 +193,8 @@ class _Together:
 # %% ../nbs/09_heads.ipynb #76250463
 @patch
 def step(self:_Together, x, y):
-    with torch._C.DisableTorchFunctionSubclass():
-        losses = self._losses(x, y)
-        grads = torch.autograd.grad(losses.sum(), self.ps)
+    losses = self._losses(x, y)
+    grads = torch.autograd.grad(losses.sum(), self.ps)
     with torch.no_grad():
         self.total += losses
         scale,eps = self.scale.index_select(0, self.t)[0],self.eps.index_select(0, self.t)
@@ -215,7 +220,7 @@ def keep(self:_Together, ks): pass
 def outputs(self:_Together, x):
     "Of all heads outside of training, shape (n_heads, n_rows, …)"
     self.base.eval()
-    with torch._C.DisableTorchFunctionSubclass(): res = self._pass(x)
+    res = self._pass(x)
     self.base.train()
     return res
 
@@ -277,10 +282,13 @@ class _Graph:
         with torch.cuda.graph(self.graph): self._step()
         return n
 
+_plain = torch._C.DisableTorchFunctionSubclass   # targets may be of fastai's types, which cost a call in Python for each operation, and `vmap` can't do with
+
 def _train_epoch(engine, data, epoch, graph):
     order,a = data.order(epoch),data.whole*data.bs
-    if graph: graph.epoch(order)
-    for i in range(a if graph else 0, a+data.rest, data.bs): engine.step(*data.batch(order[i:min(i+data.bs, a+data.rest)]))
+    with _plain():
+        if graph: graph.epoch(order)
+        for i in range(a if graph else 0, a+data.rest, data.bs): engine.step(*data.batch(order[i:min(i+data.bs, a+data.rest)]))
 
 # %% ../nbs/09_heads.ipynb #0dc2f3a9
 def _train(learn, engine, data, n_epoch, say, bar, names):
@@ -323,7 +331,7 @@ def _seconds(make, x, y, n=3):
     engine,times = make(),[]
     for i in range(n+2):
         start = time.perf_counter()
-        engine.step(x, y)
+        with _plain(): engine.step(x, y)
         if x.is_cuda: torch.cuda.synchronize()
         times.append(time.perf_counter()-start)
     return sorted(times[2:])[n//2]
@@ -360,7 +368,7 @@ def _scores(learn, engine, data, held, alive):
     with torch.no_grad():
         for idx in torch.as_tensor(held).split(1024):
             x,y = data.rows.batch(idx.to(data.rows.y.device), True)
-            outs.append(engine.outputs(x.to(data.device)).cpu())
+            with _plain(): outs.append(engine.outputs(x.to(data.device)).cpu())
             ys.append(y.cpu())
         out,y,res = torch.cat(outs, 1),torch.cat(ys),[None]*len(outs[0])
         for k in alive: res[k] = _score_one(learn, out[k], y)
