@@ -425,10 +425,9 @@ def _make_settings(learn, model, lr, wd, ps, seeds, scheds, adam):
     pss = [None] if ps is None else _numbers('ps', ps, 0, 1)
     return [_Setting(*o) for o in itertools.product(lrs, wds, pss, scheds, seeds)]
 
-class _Bar:
+def _bar(learn, n):
     "A bar over passes and epochs, where the Learner has bars"
-    def __init__(self, learn, n): self.it = iter(progress_bar(range(n), leave=False)) if hasattr(learn, 'progress') else iter(())
-    def __next__(self): return next(self.it)
+    return iter(progress_bar(range(n), leave=False) if hasattr(learn, 'progress') else ())
 
 # %% ../nbs/09_heads.ipynb #056413d2
 def _row(s, loss, scores): return dict(lr=s.lr, wd=s.wd, ps=s.ps, sched=s.sched, seed=s.seed, train_loss=float(loss), **(scores or {}), setting=s)
@@ -436,7 +435,7 @@ def _row(s, loss, scores): return dict(lr=s.lr, wd=s.wd, ps=s.ps, sched=s.sched,
 def _run_grid(learn, model, settings, adam, data, held, n_epoch, say):
     "Train all settings, as many at once as there is room for; a row a head"
     way,at_once = _choose(learn, model, settings, adam, data, say)
-    bar,rows = _Bar(learn, n_epoch*math.ceil(len(settings)/at_once)),[]
+    bar,rows = _bar(learn, n_epoch*math.ceil(len(settings)/at_once)),[]
     for i in range(0, len(settings), at_once):
         part = settings[i:i+at_once]
         lrs = np.stack([s.lrs(data.n_iter, n_epoch*data.n_iter) for s in part], 1)
@@ -444,6 +443,7 @@ def _run_grid(learn, model, settings, adam, data, held, n_epoch, say):
         alive,losses = _train(learn, engine, data, n_epoch, warnings.warn, bar, list(map(str, part)))
         scores = _scores(learn, engine, data, held, alive) if alive else [None]*len(part)
         rows += map(_row, part, losses.tolist(), scores)
+    for _ in bar: pass   # where heads diverged it is not at its end, and only there it goes away
     return rows
 
 def _best(rows, metric, lower):
