@@ -39,6 +39,9 @@ bench: .venv/.installed-dev
 	@"$(BIN)/python" benchmarks/bench_train.py
 	@"$(BIN)/python" benchmarks/bench_snapshots.py
 	@"$(BIN)/python" benchmarks/bench_snapshots.py --only cost
+	@"$(BIN)/python" benchmarks/bench_lr_range.py
+	@"$(BIN)/python" benchmarks/bench_lr_range.py --only cost
+	@"$(BIN)/python" benchmarks/bench_heads.py
 
 .venv/.installed-%: $(FACTS)
 	@command -v "$(PYTHON)" >/dev/null || { echo "There is no $(PYTHON) here: name a Python that is, as in make demo PYTHON=python3.12" >&2; exit 1; }

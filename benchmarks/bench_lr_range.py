@@ -44,7 +44,8 @@ class Tasks:
         pics,labels,n = self.pictures(name)
         block = DataBlock((ImageBlock,CategoryBlock), get_x=lambda i: pics[i], get_y=lambda i: labels[i], splitter=IndexSplitter(range(n, len(pics))),
                           batch_tfms=aug_transforms(do_flip=name!='digits'))
-        learn = picture_learner(block.dataloaders(range(len(pics)), bs=64, num_workers=0), ARCH, path=self.tmp, weights=self.weights, metrics=accuracy, cbs=ChannelsLast())
+        dls = block.dataloaders(range(len(pics)), bs=64, num_workers=0)
+        learn = picture_learner(dls, ARCH, path=self.tmp, weights=self.weights, metrics=accuracy, cbs=ChannelsLast())
         if not task.endswith('frozen'): learn.unfreeze()
         return learn
 
