@@ -1,14 +1,17 @@
 "`clr_train` as a user runs it: a process, its output, its exit status, and what it leaves behind"
 import json, os, re, shutil, signal, subprocess, sys
 from pathlib import Path
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
+from fastai.learner import load_learner
+from fastai.losses import BCEWithLogitsLossFlat
 from fastai_clr import cli
+from fastai_clr.activations import MANIFEST, list_stores
 from pictures import listing
 
-exe = Path(sys.executable).with_name('clr_train')
+exe,predict_exe,stores_exe = (Path(sys.executable).with_name(o) for o in ('clr_train','clr_predict','clr_stores'))
 FAST = '--size 32 --head-epochs 1 --head-cycles 1 --cycles 1'.split()
 
-def clr_train(*args, **kw):
+def clr_train(*args, exe=exe, **kw):
     "Run the command; its exit status, standard output and standard error"
     p = subprocess.run([exe, *map(str, args)], capture_output=True, text=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'}, **kw)
     return p.returncode,p.stdout,p.stderr
@@ -193,3 +196,109 @@ def test_help_names_every_option():
     assert rc==0 and out.startswith('usage: clr_train')
     for o in '--out --arch --size --bs --valid-pct --ratio --head-epochs --cycles --seed --weights --no-pretrained --device --fp16 --demo --overwrite --no-flip'.split():
         assert o in out
+
+# Predictions
+
+def here(f, capsys, *args, **kw):
+    "A command in this process, which spares it the imports; as from `clr_train`"
+    status = 0
+    try: f(*args, **kw)
+    except SystemExit as e: status = e.code
+    return status,*capsys.readouterr()
+
+@pytest.fixture
+def some_pictures(demo, tmp_path):
+    "Sevens and a one in a folder below"
+    src = tmp_path/'new'
+    (src/'deep').mkdir(parents=True)
+    for f in sorted((demo[0]/'demo/pictures/7').iterdir())[:5]: shutil.copy(f, src)
+    shutil.copy(sorted((demo[0]/'demo/pictures/1').iterdir())[0], src/'deep/=cmd.png')
+    return src
+
+@pytest.mark.parametrize('tta', [False,True])
+def test_predictions_are_those_of_the_learner(demo, some_pictures, tmp_path, capsys, tta):
+    (some_pictures/'broken.png').write_bytes(b'no picture')
+    (some_pictures/'notes.txt').write_text('no picture')
+    before = listing(some_pictures)
+    args = demo[0]/'export.pkl',some_pictures
+    if tta: rc,stdout,err = here(cli.clr_predict, capsys, *args, out=tmp_path/'p.csv', device='cpu', bs=4, tta=True)
+    else: rc,stdout,err = clr_train(*args, '--out', tmp_path/'p.csv', '--device', 'cpu', '--bs', 4, exe=predict_exe)
+    assert rc==0 and 'Wrote 6 predictions' in stdout and re.search('Warning: left out 1 files .*broken.png', err) and listing(some_pictures)==before, err
+    df = pd.read_csv(tmp_path/'p.csv', dtype={'label': str})
+    files = [*sorted(o for o in some_pictures.glob('*.png') if o.name!='broken.png'),some_pictures/'deep/=cmd.png']
+    assert sorted(df['file'])==sorted(os.path.relpath(o, some_pictures) for o in files) and list(df)==['file','label',*(f'p_{i}' for i in range(10))]
+    learn = load_learner(demo[0]/'export.pkl')
+    dl = learn.dls.test_dl([some_pictures/o for o in df['file']])
+    with learn.no_bar():
+        probs = learn.get_preds(dl=dl)[0]
+        if not tta: np.testing.assert_allclose(df.filter(like='p_'), probs, atol=2e-6)
+    if not tta: assert df['label'].tolist()==[learn.dls.vocab[i] for i in probs.argmax(1)]
+    else: assert np.abs(df.filter(like='p_')-probs.numpy()).max(axis=None)>1e-3
+    np.testing.assert_allclose(df.filter(like='p_').sum(1), 1, atol=1e-4)
+
+def test_prediction_for_one_picture(demo, some_pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = sorted(some_pictures.glob('*.png'))[0]
+    rc,_,err = here(cli.clr_predict, capsys, demo[0]/'export.pkl', one, device='cpu')
+    assert rc==0 and pd.read_csv(tmp_path/'predictions.csv')['file'].tolist()==[one.name], err
+    was = (tmp_path/'predictions.csv').read_bytes()
+    rc,_,err = here(cli.clr_predict, capsys, demo[0]/'export.pkl', one, device='cpu')
+    assert rc==1 and 'is there already: choose another file, or pass --overwrite' in err and (tmp_path/'predictions.csv').read_bytes()==was
+    assert here(cli.clr_predict, capsys, demo[0]/'export.pkl', some_pictures, device='cpu', overwrite=True)[0]==0
+    assert len(pd.read_csv(tmp_path/'predictions.csv'))==6
+
+def test_no_formula_for_a_spreadsheet(tmp_path):
+    probs = torch.tensor([[.9,.1],[.2,.8]])
+    cli._write_csv(tmp_path/'p.csv', tmp_path, [tmp_path/'=1+1.png',tmp_path/'a, "b".png'], ['=HYPERLINK("x")','@b'], probs)
+    df = pd.read_csv(tmp_path/'p.csv')
+    assert df['file'].tolist()==["'=1+1.png",'a, "b".png'] and df['label'].tolist()==["'=HYPERLINK(\"x\")","'@b"]
+
+@pytest.fixture(scope='module')
+def two_labels(demo, tmp_path_factory):
+    "An exported Learner that gives several labels a picture"
+    learn = load_learner(demo[0]/'export.pkl')
+    learn.loss_func = BCEWithLogitsLossFlat()
+    file = tmp_path_factory.mktemp('two')/'two.pkl'
+    learn.export(file)
+    return file
+
+@pytest.mark.parametrize('model,pictures,kw,says', [('gone.pkl','new',{},"gone.pkl doesn't exist"), ('new/notes.pkl','new',{},"can't be opened as an exported Learner"),
+    ('export.pkl','nowhere',{},"nowhere doesn't exist: it must be a folder of pictures"), ('export.pkl','empty',{},'empty holds no pictures that can be opened'),
+    ('export.pkl','new/notes.pkl',{},'is no picture that can be opened'), ('export.pkl','new',dict(bs=0),'`--bs` must be a number of pictures, at least 1, got 0'),
+    ('export.pkl','new',dict(out=Path('empty')),'is there already: choose another file'), ('export.pkl','new',dict(out=Path('no/p.csv')),'there is no folder no'),
+    ('export.pkl','new',dict(device='cuda:99'),"`device` 'cuda:99' is not to be had"), ('two.pkl','new',{},'is no classifier with one label a picture')])
+def test_predictions_that_are_refused(demo, two_labels, some_pictures, tmp_path, capsys, monkeypatch, model, pictures, kw, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'empty').mkdir()
+    (some_pictures/'notes.pkl').write_text('no pickle')
+    for o in demo[0]/'export.pkl',two_labels: shutil.copy(o, tmp_path)
+    was = [(n,s) for n,_,s in listing(tmp_path)]
+    rc,_,err = here(cli.clr_predict, capsys, Path(model), Path(pictures), **kw)
+    assert rc==1 and says in err and err.count('clr_predict:')==1 and [(n,s) for n,_,s in listing(tmp_path)]==was, err
+
+# Stores
+
+def test_stores(demo, tmp_path, capsys):
+    "Listed, last used first, and deleted by age or size, or only named"
+    path = shutil.copytree(demo[0]/'activations', tmp_path/'activations')
+    found = list_stores(path)
+    rc,stdout,err = clr_train(path, exe=stores_exe)
+    *lines,total = stdout.splitlines()
+    assert rc==0 and [o.split()[0] for o in lines]==[o['folder'].name for o in found] and len(found)==2, err
+    assert total==f"2 stores, {sum(o['bytes'] for o in found)/1e6:,.1f} MB" and all(o['about'] in l for o,l in zip(found, lines))
+    keep = max(found, key=lambda o: o['bytes'])
+    os.utime(keep['folder']/MANIFEST)
+    def stores(**kw): return here(cli.clr_stores, capsys, path, **kw)
+    rc,stdout,_ = stores(max_mb=keep['bytes']/1e6, dry_run=True)
+    assert rc==0 and stdout.startswith('Would delete') and '1 store,' in stdout and stdout.endswith('would stay\n') and len(list_stores(path))==2
+    rc,stdout,_ = stores(max_mb=keep['bytes']/1e6)
+    assert rc==0 and stdout.startswith('Deleted') and [o['folder'] for o in list_stores(path)]==[keep['folder']]
+    assert stores(unused_days=1)[0]==0 and len(list_stores(path))==1
+    assert stores(unused_days=0)[1].endswith('0 stores, 0.0 MB\n') and not list_stores(path)
+
+@pytest.mark.parametrize('path,kw,says', [('nowhere',{},'there is no folder nowhere'), ('.',dict(dry_run=True),'`--dry-run` goes with'),
+    ('.',dict(max_mb=-1),'`--max-mb` must be a number of MB, at least 0, got -1'), ('.',dict(unused_days=float('nan')),'`unused_days` must be a number at least 0')])
+def test_stores_refused(capsys, monkeypatch, tmp_path, path, kw, says):
+    monkeypatch.chdir(tmp_path)
+    rc,_,err = here(cli.clr_stores, capsys, Path(path), **kw)
+    assert rc==1 and says in err and err.count('clr_stores:')==1

@@ -31,7 +31,7 @@ X = torch.tensor(load_digits().images/16, dtype=torch.float32).flatten(1)
 Y = torch.tensor(load_digits().target)
 N = 200
 
-def mlp(): return nn.Sequential(nn.BatchNorm1d(24), nn.Linear(24, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 10))
+def mlp(): return nn.Sequential(nn.BatchNorm1d(24), nn.Linear(24, 16), nn.Tanh(), nn.BatchNorm1d(16), nn.Linear(16, 10))
 def linear(): return nn.Sequential(nn.Linear(24, 10))
 def dropping():
     return nn.Sequential(nn.Dropout(.2), nn.Linear(24, 24), nn.ReLU(), nn.Dropout(.3), nn.Linear(24, 16), nn.BatchNorm1d(16), nn.Dropout(.4), nn.Linear(16, 10))
@@ -44,7 +44,7 @@ def place(tmp_path_factory): return tmp_path_factory.mktemp('heads')
 def make(place, top=mlp, n=N, bs=32, x=X, y=Y, drop_last=False, device='cpu', dtype='float32', where='auto', says=False, **kw):
     "The head's Learner; the body is one random layer, always the same"
     set_seed(0, reproducible=True)
-    body = nn.Sequential(nn.Linear(64, 24), nn.ReLU())
+    body = nn.Sequential(nn.Linear(64, 24), nn.Tanh())
     dls = DataLoaders.from_dsets(TensorDataset(x[:n], y[:n]), TensorDataset(x[n:n+60], y[n:n+60]), bs=bs, drop_last=drop_last, device=device)
     learn = quiet(Learner(dls, nn.Sequential(body, top()), path=place, **{'loss_func': CrossEntropyLossFlat(), 'metrics': accuracy, **kw}))
     head = quiet(learn.precompute(dtype=dtype, where=where))
@@ -155,7 +155,7 @@ def same_board(a, b, tol=1e-5):
 @pytest.mark.parametrize('wd_bn_bias', [False,True])
 def test_each_head_is_the_one_trained_alone(place, way, top, wd_bn_bias):
     "Weights, running statistics and the last epoch's loss, of fastai's Adam"
-    head,ss = make(place, top, wd_bn_bias=wd_bn_bias),grid([1e-3,.03,.1], [0,.5], [0,7])
+    head,ss = make(place, top, wd_bn_bias=wd_bn_bias),grid([1e-3,.01,.05], [0,.5], [0,7])
     e,alive,losses = trained(head, way, ss)
     assert alive==list(range(12))
     for k,s in enumerate(ss):
@@ -187,33 +187,33 @@ def test_other_optimizers(place, opt_func, capsys):
     near(head.model.state_dict(), alone(head, range(N), 2, board['lr'][0], board['wd'][0], opt_func=opt_func)[0].state_dict())
 
 @ways
-@pytest.mark.parametrize('sched', [CosineRestarts(1, 2, warmup_pct=.3), CosineRestarts(2, 1), Triangular(2, .5, 1, .1), Linear(2, 1, .2), CosineRestarts(None, .4)])
+@pytest.mark.parametrize('sched', [CosineRestarts(1, 2, warmup_pct=.3), CosineRestarts(2, 1), Triangular(2, .5, 1, .1), Linear(1, .2, 2), CosineRestarts(None, .4)])
 def test_schedules(place, way, sched):
     "Batch for batch, times the lr; also endless ones"
     head = make(place)
-    e,*_ = trained(head, way, grid([.01,.1], sched=sched))
-    for k,lr in enumerate((.01,.1)): near(e.state(k), alone(head, range(N), 2, lr, curve=sched.at)[0].state_dict())
+    e,*_ = trained(head, way, grid([1e-3,.02], sched=sched))
+    for k,lr in enumerate((1e-3,.02)): near(e.state(k), alone(head, range(N), 2, lr, curve=sched.at)[0].state_dict())
 
 @ways
 def test_schedules_to_choose_from(place, way, forced):
     head,scheds = make(place),[CosineRestarts(1, 2), CosineRestarts(2, 1)]
     forced(way)
-    board = head.fit_grid(2, .1, sched=scheds)
+    board = head.fit_grid(2, .02, sched=scheds)
     assert list(board)[:4]==['lr','wd','sched','seed'] and set(board['sched'])==set(scheds)
-    for r in board.itertuples(): assert r.train_loss==pytest.approx(alone(head, held_rows()[0], 2, .1, curve=r.sched.at)[1], rel=1e-5)
-    near(head.model.state_dict(), alone(head, range(N), 2, .1, curve=board['sched'][0].at)[0].state_dict())
+    for r in board.itertuples(): assert r.train_loss==pytest.approx(alone(head, held_rows()[0], 2, .02, curve=r.sched.at)[1], rel=1e-5)
+    near(head.model.state_dict(), alone(head, range(N), 2, .02, curve=board['sched'][0].at)[0].state_dict())
 
 # Batches
 
 @ways
-@pytest.mark.parametrize('n,bs,drop_last,want', [(160,53,False,3), (160,64,False,3), (160,64,True,2), (160,10**4,False,1), (160,10**4,True,1), (160,159,False,1), (7,3,False,2)])
+@pytest.mark.parametrize('n,bs,drop_last,want', [(160,53,False,3), (160,64,False,3), (160,64,True,2), (160,10**4,False,1), (160,10**4,True,1), (160,159,False,1), (9,4,False,2)])
 def test_batches(place, way, n, bs, drop_last, want):
     "What is left over is a batch of its own, unless it is one row, or `drop_last` is set"
     head = make(place, drop_last=drop_last)
-    e,data = engine(head, way, grid([.01,.05]), rows=range(n), bs=bs)
+    e,data = engine(head, way, grid([1e-3,3e-3]), rows=range(n), bs=bs)
     assert data.n_iter==want==len(batches_of(range(n), bs, 1, drop_last))
-    e,*_ = trained(head, way, grid([.01,.05]), rows=range(n), bs=bs)
-    for k,lr in enumerate((.01,.05)): near(e.state(k), alone(head, range(n), 2, lr, bs=bs, drop_last=drop_last)[0].state_dict())
+    e,*_ = trained(head, way, grid([1e-3,3e-3]), rows=range(n), bs=bs)
+    for k,lr in enumerate((1e-3,3e-3)): near(e.state(k), alone(head, range(n), 2, lr, bs=bs, drop_last=drop_last)[0].state_dict())
 
 def test_rows_a_batch(place):
     "`bs`, else the Learner's"
@@ -291,11 +291,11 @@ def test_the_validation_set_has_no_part(place):
     near(a.model.state_dict(), b.model.state_dict())
 
 @pytest.fixture(scope='module')
-def shared(place): return make(place, linear),make(place, mlp)
+def shared(place): return make(place, linear),make(place, mlp),make(place, dropping)
 
 @given(st.booleans(), st.lists(st.floats(1e-4, .2), min_size=1, max_size=3, unique=True), st.lists(st.floats(0, 1), min_size=1, max_size=2, unique=True),
     st.lists(st.integers(0, 10**6), min_size=1, max_size=2, unique=True), st.integers(1, 2), st.integers(10, 300))
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=20)
 def test_random_grids(shared, deep, lr, wd, seeds, n_epoch, bs):
     "A row for each combination, best first, each row's score reproduces, and the first is what is installed"
     head,(mine,held) = shared[deep],held_rows()
@@ -328,7 +328,7 @@ def test_the_best_comes_first(place, kw, name, lower):
     near(head.model.state_dict(), alone(head, range(N), 1, board['lr'][0])[0].state_dict())
 
 def test_ties_are_in_the_order_of_the_grid(place):
-    board = make(place, metrics=AccumMetric(lambda p,y: .5, name='half')).fit_grid(1, [.3,1e-3,.03], [.1,0], comp=np.less)
+    board = make(place, metrics=AccumMetric(lambda p,y: .5, name='half', flatten=False)).fit_grid(1, [.3,1e-3,.03], [.1,0], comp=np.less)
     assert board[['lr','wd']].values.tolist()==[list(o) for o in itertools.product([.3,1e-3,.03], [.1,0])]
 
 def test_metrics_of_any_kind(place):
@@ -358,7 +358,7 @@ def test_regression(place, way, loss_func, forced):
     assert board.attrs['metric']=='mse' and board['mse'].is_monotonic_increasing
     for r in board.itertuples():
         x,t = pairs(head, held)
-        assert (r.mse,r.loss)==pytest.approx((float((alone(head, mine, 2, r.lr)[0](x)-t).pow(2).mean()),)*2, rel=1e-4)
+        assert (r.mse,r.loss)==pytest.approx(((alone(head, mine, 2, r.lr)[0](x)-t).pow(2).mean().item(),)*2, rel=1e-4)
 
 @ways
 def test_many_labels(place, way, forced):
@@ -369,13 +369,13 @@ def test_many_labels(place, way, forced):
     board = head.fit_grid(2, [1e-3,.1])
     for r in board.itertuples():
         x,t = pairs(head, held)
-        p = torch.sigmoid(alone(head, mine, 2, r.lr)[0].eval()(x))
+        p = torch.sigmoid(alone(head, mine, 2, r.lr)[0].eval()(x)).detach()
         want = -(t*p.log()+(1-t)*(1-p).log()).mean(),((p>.3)==t.bool()).float().mean()
         assert (r.loss,r.accuracy_multi)==pytest.approx([float(o) for o in want], rel=1e-4)
 
 @ways
 @tops
-@mixed(*[CrossEntropyLossFlat(**o) for o in (dict(weight=torch.arange(1., 11)), dict(label_smoothing=.2), dict(reduction='sum'), dict(ignore_index=3))], F.cross_entropy)
+@mixed(*[CrossEntropyLossFlat(**{k:v}) for k,v in dict(weight=torch.arange(1., 11), label_smoothing=.2, reduction='sum', ignore_index=3).items()], F.cross_entropy)
 def test_other_losses(place, way, top, loss_func):
     head = make(place, top, loss_func=loss_func)
     e,*_ = trained(head, way, grid([1e-3,.03]))
@@ -485,12 +485,13 @@ def test_the_loss_is_that_of_what_was_dropped(place, way):
 
 @ways
 def test_strong_dropout_is_felt(place, way, forced):
-    "And not in the scores"
+    "By the heads that have it"
     head,(mine,held) = make(place, lambda: nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Dropout(.5), nn.Linear(32, 10))),held_rows()
     forced(way)
-    board = head.fit_grid(4, .05, ps=[0,.95]).set_index('ps')
-    assert board['train_loss'][.95]>board['train_loss'][0]+.3 and board['loss'][.95]<board['train_loss'][.95]
-    assert board['loss'][0]==pytest.approx(by_hand(alone(head, mine, 4, .05)[0].eval(), *pairs(head, held))[0], rel=.1)
+    board = head.fit_grid(4, .05, ps=[.95,0]).set_index('ps')
+    assert board['train_loss'][.95]>board['train_loss'][0]+.3
+    head.model[2].p = 0
+    assert board['loss'][0]==pytest.approx(by_hand(alone(head, mine, 4, .05)[0], *pairs(head, held))[0], rel=1e-4)
 
 # Heads that diverge
 
@@ -510,19 +511,17 @@ def test_diverged_heads(place, way, forced):
 
 @ways
 def test_one_that_diverges_later(place, way):
-    "In its second epoch, from one bad row; those that were dropped before aren't named again"
-    head,ss = make(place),grid([1e30,.01,.02], n_epoch=3)
-    bad = head.loss_func
-    def loss_func(o, y): return bad(o, y)*torch.where(o.detach().abs().mean()>1e3, math.nan, 1.)
-    head.loss_func,e = loss_func,None
-    e,data = engine(head, way, ss, 3)
-    step,said = e.step,[]
+    "In the second epoch; those that were dropped before aren't named again"
+    head,said = make(place),[]
+    head.loss_func = lambda o,y: F.cross_entropy(o, y)*torch.where(o.detach().abs().mean()>1e3, math.nan, 1.)
+    e,data = engine(head, way, grid([1e30,.01,.02], n_epoch=3), 3)
+    step = e.step
     def stepped(x, y):
         if int(e.t)==data.n_iter+2:   # the third batch of the second epoch
             with torch.no_grad(): (e.params['4.bias'][2] if way is _Together else e.heads[2][4].bias).fill_(1e5)
         step(x, y)
     e.step = stepped
-    alive,losses = _train(head, e, data, 3, said.append, iter(()), list('abc'))
+    alive,_ = _train(head, e, data, 3, said.append, iter(()), list('abc'))
     assert alive==[1] and [o.split(',')[0] for o in said]==['dropped in epoch 0','dropped in epoch 1'] and said[0].endswith(': a') and said[1].endswith(': c')
     near(e.state(1), alone(head, range(N), 3, .01)[0].state_dict())
 
@@ -587,8 +586,8 @@ class Looks(nn.Module):
     def forward(self, x): return x*2 if x.mean().item()>0 else x*3
 
 def test_heads_that_only_go_one_after_the_other(place):
-    head,(mine,held) = make(place, lambda: nn.Sequential(nn.Linear(24, 12), Looks(), nn.BatchNorm1d(12), Looks(), nn.Linear(12, 10))),held_rows()
-    with pytest.warns(UserWarning, match=r"these heads can't be trained together \(.*\): one after the other") as seen: board = head.fit_grid(2, [1e-3,.1], [0,.5])
+    head,(mine,held) = make(place, lambda: nn.Sequential(nn.Linear(24, 12), Looks(), nn.Tanh(), nn.BatchNorm1d(12), nn.Linear(12, 10))),held_rows()
+    with pytest.warns(UserWarning, match=r"these heads can't be trained together \(.*\): one after the other") as seen: board = head.fit_grid(2, [1e-3,.03], [0,.5])
     assert len(seen)==1
     for r in board.itertuples(): assert r.loss==pytest.approx(by_hand(alone(head, mine, 2, r.lr, r.wd)[0], *pairs(head, held))[0], rel=1e-4)
     near(head.model.state_dict(), alone(head, range(N), 2, board['lr'][0], board['wd'][0])[0].state_dict())
@@ -665,13 +664,14 @@ def test_training_goes_on(place, whole):
         a.fit(1)
         a.whole.fit(1, 0.)
     a.fit_grid(1, .1, ps=.2)
-    assert all(set(s)<={'do_wd','force_train'} for o in (a.opt,) for s in states(o))
+    assert all(set(s)<={'do_wd','force_train'} for s in states(a.opt))
     b.whole.model.load_state_dict(a.whole.model.state_dict())
     for o,p in zip([o for o in b.model if isinstance(o, nn.Dropout)], (.1,.1,.2)): o.p = p
     if whole: a.whole.opt.clear_state()   # of the body it may know something
     for o in (a,b):
         l = o.whole if whole else o
         set_seed(5, reproducible=True)
+        l.dls.train.rng = random.Random(5)
         with l.no_logging(): l.fit(1, 1e-2)
     near(a.whole.model.state_dict(), b.whole.model.state_dict(), 0)
 
@@ -718,13 +718,14 @@ def test_views(digits, tmp_path, monkeypatch):
 # Arguments
 
 odd = dict(lr=[0,-1,math.nan,math.inf,True,'a',[],[.1,-1],[True],['a'],[[.1]],{},b'a'],
-    wd=[-1,math.nan,math.inf,True,'a',[],[.1,-1],{}], ps=[1,1.5,-.1,math.nan,True,'a',[],[.5,1]], seeds=[0,-1,1.5,True,'a',[],[-1],[.5],[True],['a'],math.nan,{}], bs=[0,-1,True,1.5,'a',math.nan,[]], n_epoch=[0,-1,True,1.5,'a',math.nan,[],None],
+    wd=[-1,math.nan,math.inf,True,'a',[],[.1,-1],{}], ps=[1,1.5,-.1,math.nan,True,'a',[],[.5,1]],
+    seeds=[0,-1,1.5,True,'a',[],[-1],[.5],[True],['a'],math.nan,{}], bs=[0,-1,True,1.5,'a',math.nan,[]], n_epoch=[0,-1,True,1.5,'a',math.nan,[],None],
     held_pct=[0,1,-.1,1.5,math.nan,True,'a',[],None], sched=['a',1,-1,math.nan,True,['a'],{}], metric=['f1',3,True,math.nan,'Accuracy','lr'], comp=[min,'a',True,0,[]])
 
 @pytest.mark.parametrize('name,v', [(k,v) for k,vs in odd.items() for v in vs])
-def test_odd_arguments(place, name, v):
+def test_odd_arguments(shared, name, v):
     "The error names the argument and says what came, and nothing has changed"
-    head = make(place, dropping)
+    head = shared[2]
     was = bits(head)
     with pytest.raises((ValueError,TypeError)) as e: head.fit_grid(**{'n_epoch':1, name:v})
     got = repr(v[0]) if name in ('seeds','sched') and isinstance(v, list) and v else repr(v)
@@ -732,8 +733,8 @@ def test_odd_arguments(place, name, v):
 
 @pytest.mark.parametrize('sched,match', [(CosineRestarts(1, 1), '`sched` must last the 2 epochs of the fit, got CosineRestarts.* of 1'), (CosineRestarts(1, 3), '`sched` must last the 2 epochs'),
     ([CosineRestarts(1, 2),CosineRestarts(3, 1)], '`sched` must last the 2 epochs.* of 3'), (CosineRestarts(1, 2, lr_max=(.1,1.)), '`sched` must have one value for all parameters')])
-def test_schedules_that_do_not_fit(place, sched, match):
-    head = make(place)
+def test_schedules_that_do_not_fit(shared, sched, match):
+    head = shared[1]
     was = bits(head)
     with pytest.raises(ValueError, match=match): head.fit_grid(2, .1, sched=sched)
     assert unchanged(bits(head), was)

@@ -45,7 +45,7 @@ def test_commands(ini):
     got = {(o.name, o.value) for o in entry_points(group='console_scripts') if o.dist.name.replace('-','_')=='fastai_clr'}
     assert got == {tuple(o.split('=')) for o in lines(ini['console_scripts'])}
 
-@pytest.mark.parametrize('name', ['clr_train','clr_schedule'])
+@pytest.mark.parametrize('name', ['clr_train','clr_schedule','clr_predict','clr_stores'])
 def test_command_loads(name):
     cmd = next(iter(entry_points(group='console_scripts', name=name))).load()
     assert callable(cmd) and cmd.__module__=='fastai_clr.cli'
