@@ -196,7 +196,7 @@ def test_schedules(place, way, sched):
 
 @ways
 def test_schedules_to_choose_from(place, way, forced):
-    head,scheds = make(place),[CosineRestarts(1, 2), CosineRestarts(2, 1)]
+    head,scheds = make(place),[CosineRestarts(2, 1), Triangular(2, .5, 1, .1)]
     forced(way)
     board = head.fit_grid(2, .02, sched=scheds)
     assert list(board)[:4]==['lr','wd','sched','seed'] and set(board['sched'])==set(scheds)
@@ -512,10 +512,11 @@ def test_diverged_heads(place, way, forced):
 @ways
 def test_one_that_diverges_later(place, way):
     "In the second epoch; those that were dropped before aren't named again"
-    head,said = make(place),[]
+    head,said,passes = make(place),[],[]
     head.loss_func = lambda o,y: F.cross_entropy(o, y)*torch.where(o.detach().abs().mean()>1e3, math.nan, 1.)
     e,data = engine(head, way, grid([1e30,.01,.02], n_epoch=3), 3)
     step = e.step
+    if way is _InTurn: e.heads[0].register_forward_hook(lambda *a: passes.append(1))
     def stepped(x, y):
         if int(e.t)==data.n_iter+2:   # the third batch of the second epoch
             with torch.no_grad(): (e.params['4.bias'][2] if way is _Together else e.heads[2][4].bias).fill_(1e5)
@@ -523,6 +524,7 @@ def test_one_that_diverges_later(place, way):
     e.step = stepped
     alive,_ = _train(head, e, data, 3, said.append, iter(()), list('abc'))
     assert alive==[1] and [o.split(',')[0] for o in said]==['dropped in epoch 0','dropped in epoch 1'] and said[0].endswith(': a') and said[1].endswith(': c')
+    assert len(passes)==(data.n_iter if way is _InTurn else 0)   # what was dropped takes no more time
     near(e.state(1), alone(head, range(N), 3, .01)[0].state_dict())
 
 @ways
