@@ -17,6 +17,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from fastcore.foundation import L
+from fastai.learner import AvgLoss
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import Optimizer
 from fastai.torch_core import norm_bias_params, num_distrib
@@ -39,7 +40,7 @@ class _Setting(NamedTuple):
     sched:Schedule
     seed:int
 
-    def lrs(self, n_iter, n_batches): return self.lr*np.asarray(self.sched.values(n_iter, n_batches), float)
+    def lrs(self, n_iter, n_batches): return self.lr*np.ravel(self.sched.values(n_iter, n_batches))
 
     def __str__(self): return f"lr {self.lr:g}, wd {self.wd:g}{'' if self.ps is None else f', ps {self.ps:g}'}, seed {self.seed}"
 
@@ -59,19 +60,25 @@ def _new_head(model, s):
     if s.ps is not None: _set_dropout(res, s.ps)
     return res.train()
 
+# %% ../nbs/09_heads.ipynb #c2946997
+def _warn_not_reset(model):
+    "Name the modules whose own parameters `_new_head` leaves as they are"
+    odd = {type(m).__name__ for m in model.modules() if list(m.parameters(recurse=False)) and not hasattr(m, 'reset_parameters')}
+    if odd: warnings.warn(f"{', '.join(sorted(odd))} has parameters but no `reset_parameters`: they begin as they are now, whatever the seed")
+
 # %% ../nbs/09_heads.ipynb #be8575dc
+def _own_hypers(learn):
+    "Lr and weight decay as `create_opt` would set them"
+    of_partial = getattr(learn.opt_func, 'keywords', {}).get('lr')
+    opt = learn.opt_func([nn.Parameter(torch.zeros(1))], lr=1.)
+    return learn.lr if of_partial is None else of_partial,opt.hypers[0].get('wd', 0.) if learn.wd is None else learn.wd
+
 def _adam_hypers(learn):
     "What fastai's Adam of a Learner is set to; `None` if its optimizer is another one"
     opt = learn.opt_func([nn.Parameter(torch.zeros(1))], lr=1.)
     names = [getattr(getattr(o, 'func', o), '__name__', '') for o in getattr(opt, 'cbs', ())]
     is_adam = isinstance(opt, Optimizer) and names==['weight_decay','average_grad','average_sqr_grad','step_stat','adam_step']
-    return {k: opt.hypers[0][k] for k in ('mom','sqr_mom','eps','wd')} if is_adam else None
-
-def _is_plain_ce(loss_func):
-    "Whether a loss is the mean cross entropy of the last axis, and nothing else"
-    f = getattr(loss_func, 'func', None)
-    plain = type(loss_func) is CrossEntropyLossFlat and type(f) is nn.CrossEntropyLoss and loss_func.axis==-1
-    return plain and f.weight is None and not f.label_smoothing and f.reduction=='mean' and f.ignore_index==-100
+    return {k: opt.hypers[0][k] for k in ('mom','sqr_mom','eps')} if is_adam else None
 
 def _decays(learn, model):
     "Whether each parameter has weight decay"
@@ -79,12 +86,25 @@ def _decays(learn, model):
     return [id(p) not in free for p in model.parameters()]
 
 # %% ../nbs/09_heads.ipynb #5361ad4a
+def _is_plain_ce(loss_func):
+    "Whether a loss is the mean cross entropy of the last axis, and nothing else"
+    f = getattr(loss_func, 'func', None)
+    plain = type(loss_func) is CrossEntropyLossFlat and type(f) is nn.CrossEntropyLoss and loss_func.axis==-1
+    return plain and f.weight is None and not f.label_smoothing and f.reduction=='mean' and f.ignore_index==-100
+
+def _is_linear(model):
+    "Whether a head is one linear layer, and nothing else that does anything"
+    def idle(o): return type(o) in (nn.Sequential,nn.Identity) or type(o) is nn.Dropout and o.p==0
+    rest = [o for o in model.modules() if not idle(o)]
+    return len(rest)==1 and type(rest[0]) is nn.Linear and not any(o._forward_hooks or o._forward_pre_hooks for o in model.modules())
+
+# %% ../nbs/09_heads.ipynb #cd85c96f
 class _InTurn:
     "Heads that step one after the other on each batch"
     def __init__(self, learn, heads, settings, adam, lrs):
         self.heads,self.loss_func,self.adam,self.lrs,self.t = heads,learn.loss_func,adam,lrs.tolist(),0
         self.wds,self.alive,self.total = [s.wd for s in settings],list(range(len(heads))),torch.zeros(len(heads), device=learn.dls.device)
-        self.totals,self.plain = self.total.unbind(),_is_plain_ce(learn.loss_func)
+        self.totals,self.plain,self.n = self.total.unbind(),_is_plain_ce(learn.loss_func),len(heads)
         self.decayed = [[p.detach() for p,yes in zip(m.parameters(), _decays(learn, m)) if yes] for m in heads]
         self.opts = [self._opt(learn, m, s) for m,s in zip(heads, settings)]
 
@@ -135,9 +155,9 @@ class _InTurn:
 # %% ../nbs/09_heads.ipynb #cee4f737
 class _StackedDropout(nn.Module):
     "Dropout whose rate is a tensor"
-    def __init__(self, p):
+    def __init__(self, p, device):
         super().__init__()
-        self.register_buffer('p', torch.tensor(float(p)))
+        self.register_buffer('p', torch.tensor(float(p), device=device))
 
     def forward(self, x):
         if not self.training: return x
@@ -146,27 +166,26 @@ class _StackedDropout(nn.Module):
 
 def _with_stacked_dropout(model):
     "A copy of `model`, its dropout replaced"
-    res = copy.deepcopy(model)
-    if isinstance(res, nn.Dropout): return _StackedDropout(res.p)
+    res,device = copy.deepcopy(model),next(model.parameters()).device
+    drops = {o: _StackedDropout(o.p, device) for o in res.modules() if isinstance(o, nn.Dropout)}   # one may stand in several places
     for m in list(res.modules()):
-        for name,o in list(m.named_children()):
-            if isinstance(o, nn.Dropout): setattr(m, name, _StackedDropout(o.p))
+        for name,o in m._modules.items():
+            if o in drops: setattr(m, name, drops[o])
     return res
 
-# %% ../nbs/09_heads.ipynb #585cef97
-def _is_linear(model):
-    "Whether a head is one linear layer, and nothing else that does anything"
-    def idle(o): return isinstance(o, (nn.Identity,nn.Flatten)) or isinstance(o, nn.Dropout) and o.p==0
-    leaves = [o for o in model.modules() if not list(o.children()) and not idle(o)]
-    return len(leaves)==1 and type(leaves[0]) is nn.Linear and len(list(model.parameters()))==len(list(leaves[0].parameters()))
+def _sources(model):
+    "For each entry of a head's state dict the first name of the tensor that it is: tied weights have several"
+    named,first = {n: t for f in (model.named_parameters,model.named_buffers) for n,t in f(remove_duplicate=False)},{}
+    for n,t in named.items(): first.setdefault(id(t), n)
+    return {n: first[id(named[n])] for n in model.state_dict() if n in named}
 
-# %% ../nbs/09_heads.ipynb #c3623586
+# %% ../nbs/09_heads.ipynb #585cef97
 class _Together:
     "Heads whose weights are stacked, and that step all at once"
     def __init__(self, learn, heads, settings, adam, lrs):
         dev,(n,k) = learn.dls.device,lrs.shape
-        self.loss_func,self.linear = learn.loss_func,_is_linear(heads[0]) and _is_plain_ce(learn.loss_func)
-        self.decays = _decays(learn, heads[0])
+        self.loss_func,self.linear = learn.loss_func,all(map(_is_linear, heads)) and _is_plain_ce(learn.loss_func)
+        self.decays,self.sources = _decays(learn, heads[0]),_sources(heads[0])
         heads = [_with_stacked_dropout(o) for o in heads]
         self.params,self.buffers = stack_module_state(heads)
         self.ps,self.base = list(self.params.values()),copy.deepcopy(heads[0]).to('meta')
@@ -185,7 +204,7 @@ class _Together:
 
     def _losses(self, x, y):
         "Loss of each head, shape (n_heads,)"
-        if not self.linear: return vmap(lambda o: self.loss_func(o, y))(self._pass(x))
+        if not self.linear or x.ndim!=2 or y.ndim!=1: return vmap(lambda o: self.loss_func(o, y))(self._pass(x))
         w,*b = self.ps
         out = w.flatten(0, 1)@x.t() if not b else torch.addmm(b[0].view(-1, 1), w.flatten(0, 1), x.t())
         return F.cross_entropy(out.view(*w.shape[:2], len(x)), y.expand(len(w), -1), reduction='none').mean(1)
@@ -226,25 +245,27 @@ def outputs(self:_Together, x):
 
 @patch
 def state(self:_Together, k):
-    drops = {f'{n}.p' if n else 'p' for n,m in self.base.named_modules() if isinstance(m, _StackedDropout)}
-    return {n: v[k].detach().clone() for d in (self.params,self.buffers) for n,v in d.items() if n not in drops}
+    stacked = {**self.params, **self.buffers}
+    return {n: stacked[o][k].detach().clone() for n,o in self.sources.items()}
 
 # %% ../nbs/09_heads.ipynb #50d47a5c
-def _order_of(n, seed, epoch):
-    "In which order an epoch goes through `n` rows"
+def _order_of(n, seed, epoch, wgts=None):
+    "In which order an epoch goes through `n` rows, or which it draws by their weights"
+    if wgts is not None: return torch.as_tensor(np.random.default_rng((seed,epoch)).choice(n, n, p=wgts/wgts.sum()))
     return torch.randperm(n, generator=torch.Generator().manual_seed(1_000_003*seed+epoch))
 
 class _Data:
     "The rows to train on, in batches, and the order of each epoch"
     def __init__(self, learn, idxs, bs, seed=0):
         dl = learn.dls.train
-        self.rows,self.idxs,self.seed,self.device = dl.dataset,torch.as_tensor(idxs),seed,learn.dls.device
+        self.rows,self.idxs,self.seed,self.device = dl.dataset,torch.as_tensor(idxs),seed,torch.device(learn.dls.device or 'cpu')
+        self.wgts = None if dl.wgts is None else np.asarray(dl.wgts, float)[idxs]
         self.bs = min(bs, len(self.idxs))
         self.whole,rest = divmod(len(self.idxs), self.bs)
         self.rest = 0 if dl.drop_last or rest==1 else rest   # BatchNorm can't do with one row
         self.n_iter = self.whole+(self.rest>0)
 
-    def order(self, epoch): return self.idxs[_order_of(len(self.idxs), self.seed, epoch)].to(self.rows.y.device)
+    def order(self, epoch): return self.idxs[_order_of(len(self.idxs), self.seed, epoch, self.wgts)].to(self.rows.y.device)
 
     def batch(self, idx):
         x,y = self.rows.batch(idx, False)
@@ -305,6 +326,7 @@ def _train(learn, engine, data, n_epoch, say, bar, names):
         alive = [k for k in alive if k not in lost]
         if lost: engine.keep(alive)
         if not alive: break
+    losses[[k for k in range(len(names)) if k not in alive]] = math.nan
     return alive,losses
 
 # %% ../nbs/09_heads.ipynb #e442ce8a
@@ -340,7 +362,7 @@ def _choose(learn, model, settings, adam, data, say):
     "The way to train, and how many heads at once; what is measured is thrown away"
     x,y = data.batch(data.order(0)[:data.bs])
     need,n = _bytes_a_head(model, x),len(settings)
-    at_once = int(max(1, min(n, _room(torch.device(data.device))//need)))
+    at_once = int(max(1, min(n, _room(data.device)//need)))
     n_params = sum(p.numel() for p in model.parameters())
     say(f"{n} head{'s' if n>1 else ''} of {n_params:,} parameters, {need*n/1e6:,.1f} MB for all of them{'' if at_once==n else f', {at_once} at once'}")
     def make(kind, ss):
@@ -349,61 +371,58 @@ def _choose(learn, model, settings, adam, data, say):
     if adam is None:
         say("the optimizer is not fastai's Adam: one head after the other")
         return _InTurn,at_once
-    if n==1: return (_Together if data.on_gpu else _InTurn),1
+    if n==1 and not data.on_gpu: return _InTurn,1
     with _random_states_kept():
-        turn = _seconds(lambda: make(_InTurn, settings[:1]), x, y)*at_once
-        try: together = _seconds(lambda: make(_Together, settings[:at_once]), x, y)
+        try: together = _seconds(lambda: make(_Together, settings[:2 if data.on_gpu else at_once]), x, y)
         except (RuntimeError,ValueError,TypeError,NotImplementedError,KeyError) as e:
             warnings.warn(f"these heads can't be trained together ({str(e).splitlines()[0] if str(e) else type(e).__name__}): one after the other")
             return _InTurn,at_once
-    if data.on_gpu: return _Together,at_once   # a recorded step is faster than any of those measured
+        if data.on_gpu: return _Together,at_once   # a recorded step is faster than any that could be measured
+        turn = _seconds(lambda: make(_InTurn, settings[:1]), x, y)*at_once
     way = _Together if together<turn else _InTurn
     say(f"{'all at once' if way is _Together else 'one after the other'}: {min(together, turn)*1e3:.2f} ms a batch, against {max(together, turn)*1e3:.2f}")
     return way,at_once
 
 # %% ../nbs/09_heads.ipynb #892441b8
+def _seen(learn, pred, y):
+    "What a metric asks of a Learner, after a batch"
+    loss = learn.loss_func(pred, y)
+    return SimpleNamespace(pred=pred, y=y, yb=(y,), xb=(), loss=loss, model=learn.model, dl=learn.dls.train, to_detach=learn.to_detach, training=False)
+
 def _scores(learn, engine, data, held, alive):
-    "Loss and metrics of each head on the rows `held`: a list of dicts, `None` for those that were dropped"
-    outs,ys = [],[]
+    "Loss and metrics of each head on the rows `held`: a list of dicts, `None` for those that diverged"
+    mets = {k: [AvgLoss(),*map(copy.deepcopy, learn.metrics)] for k in alive}
+    for m in [m for ms in mets.values() for m in ms]: m.reset()
     with torch.no_grad():
         for idx in torch.as_tensor(held).split(1024):
-            x,y = data.rows.batch(idx.to(data.rows.y.device), True)
-            with _plain(): outs.append(engine.outputs(x.to(data.device)).cpu())
-            ys.append(y.cpu())
-        out,y,res = torch.cat(outs, 1),torch.cat(ys),[None]*len(outs[0])
-        for k in alive: res[k] = _score_one(learn, out[k], y)
-    return res
-
-def _score_one(learn, pred, y):
-    loss = learn.loss_func(pred, y)
-    seen = SimpleNamespace(pred=pred, y=y, yb=(y,), xb=(), loss=loss, model=learn.model, dl=learn.dls.train, to_detach=learn.to_detach, training=False)
-    res = {'loss': float(loss)}
-    for m in map(copy.deepcopy, learn.metrics):
-        m.reset()
-        m.accumulate(seen)
-        res[m.name] = float(m.value)
-    return res
+            x,y = (o.to(data.device) for o in data.rows.batch(idx.to(data.rows.y.device), True))
+            with _plain(): outs = engine.outputs(x)
+            for k,ms in mets.items():
+                seen = _seen(learn, outs[k], y)
+                for m in ms: m.accumulate(seen)
+    res = [dict(zip(['loss',*(o.name for o in learn.metrics)], (float(m.value) for m in mets[k]))) if k in mets else None for k in range(engine.n)]
+    return [o if o is not None and math.isfinite(o['loss']) else None for o in res]
 
 # %% ../nbs/09_heads.ipynb #14f91ed7
 def _numbers(name, v, least, most=math.inf, above=False):
     "A list of numbers; ValueError on others"
-    vs = list(v) if isinstance(v, (list,tuple,range,np.ndarray,L)) else [v]
+    vs = list(v) if isinstance(v, (list,tuple,range,L)) or isinstance(v, np.ndarray) and v.ndim else [v.item() if isinstance(v, np.ndarray) else v]
     def ok(o): return is_finite(o) and least<=o<most and not (above and o==least)
     if not vs or not all(map(ok, vs)): raise ValueError(f"`{name}` must be a number, or a list of numbers, {'above' if above else 'from'} {least:g}{'' if most==math.inf else f' and below {most:g}'}, got {v!r}")
     return [float(o) for o in vs]
 
-def _whole(name, v, least):
-    if isinstance(v, bool) or not isinstance(v, Integral) or v<least: raise ValueError(f"`{name}` must be a whole number from {least} up, got {v!r}")
+def _whole(name, v, least, most=2**31-1):
+    if isinstance(v, bool) or not isinstance(v, Integral) or not least<=v<=most: raise ValueError(f"`{name}` must be a whole number from {least} to {most:,}, got {v!r}")
     return int(v)
 
 def _seeds(seeds):
     if isinstance(seeds, (list,tuple,range,L)) and len(seeds): return [_whole('seeds', o, 0) for o in seeds]
-    return list(range(_whole('seeds', seeds, 1)))
+    return list(range(_whole('seeds', seeds, 1, 1_000_000)))
 
 # %% ../nbs/09_heads.ipynb #cf5656d2
 def _check_scheds(sched, n_epoch, n_iter):
     "A list of schedules that last `n_epoch` epochs"
-    scheds = [CosineRestarts(1, n_epoch)] if sched is None else list(sched) if isinstance(sched, (list,tuple,L)) else [sched]
+    scheds = [CosineRestarts(1, n_epoch)] if sched is None else list(sched) if isinstance(sched, (list,tuple,L)) and len(sched) else [sched]
     for o in scheds:
         if not isinstance(o, Schedule): raise TypeError(f"`sched` must be a schedule such as CosineRestarts(1, {n_epoch}), or a list of them, got {o!r}")
         if o._n_groups>1: raise ValueError(f"`sched` must have one value for all parameters, got {o}")
@@ -417,23 +436,34 @@ def _hold_out(n, held_pct):
     if n-k<2: raise ValueError(f"`held_pct` of {held_pct} leaves {n-k} of the {n} training rows: 2 are needed")
     return np.sort(perm[k:]),np.sort(perm[:k])
 
-def _make_settings(learn, model, lr, wd, ps, seeds, scheds, adam):
-    lrs = _numbers('lr', learn.lr if lr is None else lr, 0, above=True)
-    own = learn.wd if learn.wd is not None else .0 if adam is None else adam['wd']
-    wds = _numbers('wd', own if wd is None else wd, 0)
+def _metric_of(learn, metric, comp):
+    "The metric's name, and whether lower is better"
+    names = [o.name for o in learn.metrics]
+    taken = [o for o in names if o in ('lr','wd','ps','sched','seed','train_loss','loss')]
+    if taken: raise ValueError(f"a metric is named {taken[0]!r}, and so is a column of the leaderboard: give it another name")
+    name = (names[0] if names else 'loss') if metric is None else metric
+    if name not in (known := ['loss',*names]): raise ValueError(f"`metric` must be one of {', '.join(known)}, got {metric!r}")
+    try: return name,_direction('valid_loss' if name=='loss' else name, comp) is np.less
+    except ValueError as e: raise ValueError(str(e).replace('`monitor=', '`metric=')) from e
+
+def _make_settings(learn, model, lr, wd, ps, seeds, scheds):
+    own_lr,own_wd = _own_hypers(learn)
+    lrs,wds = _numbers('lr', own_lr if lr is None else lr, 0, above=True),_numbers('wd', own_wd if wd is None else wd, 0)
     if ps is not None and not any(isinstance(o, nn.Dropout) for o in model.modules()): raise ValueError("`ps` is for heads with nn.Dropout, and this one has none: leave it out")
     pss = [None] if ps is None else _numbers('ps', ps, 0, 1)
     return [_Setting(*o) for o in itertools.product(lrs, wds, pss, scheds, seeds)]
 
+
+
+# %% ../nbs/09_heads.ipynb #056413d2
 def _bar(learn, n):
     "A bar over passes and epochs, where the Learner has bars"
     return iter(progress_bar(range(n), leave=False) if hasattr(learn, 'progress') else ())
 
-# %% ../nbs/09_heads.ipynb #056413d2
 def _row(s, loss, scores): return dict(lr=s.lr, wd=s.wd, ps=s.ps, sched=s.sched, seed=s.seed, train_loss=float(loss), **(scores or {}), setting=s)
 
 def _run_grid(learn, model, settings, adam, data, held, n_epoch, say):
-    "Train all settings, as many at once as there is room for; a row a head"
+    "Train all settings, as many at once as there is room for; a row a head, and the way that was taken"
     way,at_once = _choose(learn, model, settings, adam, data, say)
     bar,rows = _bar(learn, n_epoch*math.ceil(len(settings)/at_once)),[]
     for i in range(0, len(settings), at_once):
@@ -444,8 +474,9 @@ def _run_grid(learn, model, settings, adam, data, held, n_epoch, say):
         scores = _scores(learn, engine, data, held, alive) if alive else [None]*len(part)
         rows += map(_row, part, losses.tolist(), scores)
     for _ in bar: pass   # where heads diverged it is not at its end, and only there it goes away
-    return rows
+    return rows,way
 
+# %% ../nbs/09_heads.ipynb #1901dca6
 def _best(rows, metric, lower):
     "The rows from best to worst; those that diverged come last"
     def key(r):
@@ -468,36 +499,36 @@ def fit_grid(self:HeadLearner,
     comp=None, # `np.less` or `np.greater`: which `metric` is better; `None`: known for losses and fastai's metrics
     held_pct:float=.2, # Share of the training rows that is held out to score on, in (0,1)
 )->pd.DataFrame: # The leaderboard, best first: lr, wd, ps, sched, seed, training loss, loss and metrics on the rows held out (`nan`: diverged)
-    "Train a head for every combination, all on the same batches, in one pass over the store; score them on training rows that were held out, train the best again on all rows, and install it in this Learner, and so in the whole model. After an error the head is as it was"
+    "Train a head for every combination, all on the same batches, in one pass over the store; score them on training rows that were held out, train the best again on all rows, and install it in this Learner, and so in the whole model. Callbacks have no part in it; with dropout, results depend on which way was the faster. After an error the head is as it was"
     self.check_fresh()
     if num_distrib()>1: raise ValueError("`fit_grid` works in one process, and here are several: call it before `distrib_ctx`")
-    n_epoch,rows,bs = _whole('n_epoch', n_epoch, 1),self.dls.train.dataset,_whole('bs', self.dls.bs if bs is None else bs, 1)
-    held_pct, = _numbers('held_pct', held_pct, 0, 1, above=True)
-    name = metric or (self.metrics[0].name if len(self.metrics) else 'loss')
-    if name not in (known:=['loss',*(o.name for o in self.metrics)]): raise ValueError(f"`metric` must be one of {', '.join(known)}, got {metric!r}")
-    try: lower = _direction('valid_loss' if name=='loss' else name, comp) is np.less
-    except ValueError as e: raise ValueError(str(e).replace('`monitor=', '`metric=')) from e
-    mine,held = _hold_out(len(rows), held_pct)
+    n_epoch,n,bs = _whole('n_epoch', n_epoch, 1),len(self.dls.train.dataset),_whole('bs', self.dls.bs if bs is None else bs, 1)
+    if not is_finite(held_pct) or not 0<held_pct<1: raise ValueError(f"`held_pct` must be a share of the training rows, above 0 and below 1, got {held_pct!r}")
+    name,lower = _metric_of(self, metric, comp)
+    if bs==1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()): raise ValueError("`bs` must be at least 2 for a head with BatchNorm, got 1")
+    mine,held = _hold_out(n, held_pct)
     data,adam = _Data(self, mine, bs),_adam_hypers(self)
-    settings = _make_settings(self, self.model, lr, wd, ps, _seeds(seeds), _check_scheds(sched, n_epoch, data.n_iter), adam)
+    settings = _make_settings(self, self.model, lr, wd, ps, _seeds(seeds), _check_scheds(sched, n_epoch, data.n_iter))
     say = self.logger if self.logger is print else lambda o: None
+    _warn_not_reset(self.model)
     with _random_states_kept():
-        ranked = _best(_run_grid(self, self.model, settings, adam, data, held, n_epoch, say), name, lower)
+        rows,way = _run_grid(self, self.model, settings, adam, data, held, n_epoch, say)
+        ranked = _best(rows, name, lower)
         if not math.isfinite(ranked[0].get(name, math.nan)): raise ValueError("all heads diverged: try lower learning rates. The head is as it was")
-        _install(self, ranked[0]['setting'], adam, _Data(self, np.arange(len(rows)), bs), n_epoch, say)
+        _install(self, ranked[0]['setting'], way if data.on_gpu else _InTurn, adam, _Data(self, np.arange(n), bs), n_epoch, say)
     board = pd.DataFrame([{k:v for k,v in r.items() if k!='setting'} for r in ranked])
     board.attrs.update(metric=name)
     return board.drop(columns=[k for k,v in dict(ps=ps, sched=sched).items() if v is None])
 
 # %% ../nbs/09_heads.ipynb #da605ef1
-def _install(learn, s, adam, data, n_epoch, say):
+def _install(learn, s, way, adam, data, n_epoch, say):
     "Train the setting's head on all rows, and put its weights and its dropout into the Learner's head"
     say(f"best: {s}; training it on all {len(data.idxs):,} rows")
-    way = _Together if adam is not None and data.on_gpu else _InTurn
     engine = way(learn, [_new_head(learn.model, s)], [s], adam, s.lrs(data.n_iter, n_epoch*data.n_iter)[:,None])
     alive,_ = _train(learn, engine, data, n_epoch, warnings.warn, iter(()), [str(s)])
-    if not alive: raise ValueError(f"the best head ({s}) diverged when it was trained on all rows: try lower learning rates. The head is as it was")
-    learn.model.load_state_dict(engine.state(0))
+    state = engine.state(0)
+    if not alive or not all(torch.isfinite(v).all() for v in state.values()): raise ValueError(f"the best head ({s}) diverged when it was trained on all rows: try lower learning rates. The head is as it was")
+    learn.model.load_state_dict(state)
     if s.ps is not None: _set_dropout(learn.model, s.ps)
     for o in learn.opt,learn.whole.opt: _drop_state(o, list(learn.model.parameters()))
 
@@ -508,6 +539,6 @@ def plot_grid(self:HeadLearner,
     ax:Axes|None=None, # Where to draw; `None` makes a figure
 )->Axes: # The axis drawn on
     "Plot a leaderboard: the metric against the learning rate, a line for each weight decay"
-    name = metric or board.attrs['metric']
+    name = board.attrs.get('metric') if metric is None else metric
     if name not in board or name in ('lr','wd','ps','sched','seed'): raise ValueError(f"`metric` must be one of {', '.join(o for o in board if o not in ('lr','wd','ps','sched','seed'))}, got {metric!r}")
     return plot_grid(board['lr'], board[name], board['wd'], name, ax)

@@ -287,6 +287,7 @@ def _copies(odd, learn):
     "Copies of what callbacks remember in objects that are none of ours, such as a deque; a warning names what can't be copied"
     res,memo = [],{id(o): o for o in (learn,learn.model,learn.dls,learn.opt)}
     for cb,k,_ in odd:
+        if _is_display(cb): continue
         try: res.append((cb, k, deepcopy(vars(cb)[k], dict(memo))))
         except (TypeError,RuntimeError,AttributeError) as e: warnings.warn(f"`{k}` of {type(cb).__name__} can't be copied ({e}): what changes in it will stay so")
     return res

@@ -4,6 +4,7 @@ from functools import partial
 import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai.metrics import AccumMetric, F1Score, accuracy, accuracy_multi, error_rate, mse
@@ -16,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset
 from fastai_clr import heads, precompute # Patch Learner; chkstyle: ignore
-from fastai_clr.heads import _adam_hypers, _Data, _Graph, _InTurn, _new_head, _order_of, _Setting, _Together, _train
+from fastai_clr.heads import _adam_hypers, _Data, _Graph, _InTurn, _new_head, _order_of, _Setting, _Together, _train, _with_stacked_dropout
 from fastai_clr.precompute import StaleActivations
 from fastai_clr.schedules import CosineRestarts, Linear, Triangular
 from learners import adamw, quiet
@@ -594,12 +595,34 @@ def test_heads_that_only_go_one_after_the_other(place):
     for r in board.itertuples(): assert r.loss==pytest.approx(by_hand(alone(head, mine, 2, r.lr, r.wd)[0], *pairs(head, held))[0], rel=1e-4)
     near(head.model.state_dict(), alone(head, range(N), 2, board['lr'][0], board['wd'][0])[0].state_dict())
 
+class Raises(nn.Module):
+    def forward(self, x):
+        if self.training: raise ValueError('not this batch')
+        return x
+
+@pytest.mark.filterwarnings("ignore:these heads can't be trained together")
 def test_an_error_of_the_head_itself(place):
     "Is the head's, whichever way"
+    head = make(place, lambda: nn.Sequential(nn.Linear(24, 10), Raises()))
+    was = bits(head)
+    with pytest.raises(ValueError, match='not this batch'): head.fit_grid(1, [.01,.1])
+    assert unchanged(bits(head), was)
+
+def test_single_rows_for_batch_norm(place):
     head = make(place)
     was = bits(head)
-    with pytest.raises(ValueError, match='Expected more than 1 value per channel'): head.fit_grid(1, [.01,.1], bs=1)
+    with pytest.raises(ValueError, match='`bs` must be at least 2 for a head with BatchNorm, got 1'): head.fit_grid(1, [.01,.1], bs=1)
     assert unchanged(bits(head), was)
+    make(place, linear).fit_grid(1, [.01,.1], bs=1)
+
+def test_rows_by_their_weights(place):
+    "As a WeightedDL draws them: none of weight 0, and others in proportion"
+    head = make(place)
+    head.dls.train.wgts = np.r_[np.zeros(N//2), np.ones(N//4), np.full(N//4, 3.)]/N
+    idxs = np.arange(0, N, 2)
+    seen = np.concatenate([_Data(head, idxs, 32).order(e).numpy() for e in range(100)])
+    assert len(seen)==100*len(idxs) and set(seen)<=set(idxs) and seen.min()>=N//2
+    assert (seen>=3*N//4).mean()==pytest.approx(.75, abs=.03)
 
 # Nothing else is touched
 
@@ -847,3 +870,167 @@ def test_a_grid_on_the_gpu(place, top):
 def test_rows_that_are_not_on_the_gpu(place, place_of_rows):
     a,b = (make(place, device='cuda', where=o) for o in ('gpu',place_of_rows))
     same_board(a.fit_grid(2, [1e-3,.03], metric='loss'), b.fit_grid(2, [1e-3,.03], metric='loss'), 1e-3)
+
+# Heads and arguments out of the ordinary
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(24, 10)
+    def forward(self, x): return 5*self.l(F.normalize(x))
+
+def both(place, top, forced, *a, **kw):
+    res = []
+    for way in (_InTurn,_Together):
+        forced(way)
+        res.append(make(place, top).fit_grid(*a, **kw))
+    return res
+
+def test_a_module_around_one_linear_layer(place, forced):
+    "It is not the layer alone"
+    same_board(*both(place, Scaled, forced, 2, [.01,.1]))
+
+def test_ps_that_begins_with_0(place, forced):
+    "The heads that come after it do have dropout"
+    boards = [make(place, lambda: nn.Sequential(nn.Dropout(.5), nn.Linear(24, 10))) for _ in range(2)]
+    forced(_Together)
+    a,b = (h.fit_grid(2, .01, ps=ps).set_index('ps')['train_loss'] for h,ps in zip(boards, ([0,.9],[.9,0])))
+    assert a[.9]>a[0]+.01 and b[.9]>b[0]+.01
+
+def test_one_dropout_in_two_places(place):
+    "Both are replaced, by the same one"
+    d = nn.Dropout(.5)
+    m = _with_stacked_dropout(nn.Sequential(nn.Linear(4, 4), d, nn.Linear(4, 4), d))
+    assert not any(isinstance(o, nn.Dropout) for o in m.modules())
+
+@ways
+def test_diverged_at_the_last_step(place, way, forced):
+    "Its accuracy is that of one class, but it is no winner"
+    head = make(place, linear)
+    forced(way)
+    board = head.fit_grid(1, [1e-9,1e39], bs=1000)
+    assert board['lr'].tolist()==[1e-9,1e39] and math.isnan(board['accuracy'][1])
+    assert all(torch.isfinite(p).all() for p in head.model.parameters())
+
+def test_installed_though_not_finite(place):
+    head = make(place, linear)
+    was = bits(head)
+    with pytest.raises(ValueError, match='diverged'): head.fit_grid(1, 1e39, bs=1000)
+    assert unchanged(bits(head), was)
+
+def test_training_loss_of_what_was_dropped(place, forced):
+    "None, and not the best there is"
+    forced(_InTurn)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        board = make(place).fit_grid(3, [1e-3,1e30])
+    assert math.isnan(board['train_loss'][1])
+
+@pytest.mark.parametrize('opt_func,wd', [(partial(SGD, wd=.3),.3), (ranger,.01), (partial(Adam, decouple_wd=False),.01)])
+def test_own_weight_decay_of_other_optimizers(place, opt_func, wd):
+    "`None`: the one it would train with by itself"
+    assert make(place, opt_func=opt_func).fit_grid(1, .01)['wd'][0]==wd
+
+def test_own_lr_of_a_partial(place):
+    "As `create_opt` has it"
+    assert make(place, opt_func=partial(Adam, lr=.3)).fit_grid(1)['lr'][0]==.3
+
+@ways
+def test_a_schedule_with_one_group(place, way, forced):
+    forced(way)
+    same_board(make(place).fit_grid(1, [.01,.1], sched=CosineRestarts(1, 1, lr_max=(1.,))), make(place).fit_grid(1, [.01,.1]))
+
+@pytest.mark.parametrize('kw', [dict(sched=[]), dict(held_pct=[.1,.2]), dict(lr=np.array('a')), dict(seeds=[2**64]), dict(seeds=2**70), dict(lr=10**400),
+    dict(metric=''), dict(metric=[]), dict(metric=0)],
+    ids=lambda o: f'{o}'[:30])
+def test_arguments(place, kw):
+    (name,_), = kw.items()
+    with pytest.raises((ValueError,TypeError), match=f'`{name}`'): make(place).fit_grid(1, **kw)
+
+def test_an_array_of_no_dimension(place):
+    "A number is a number"
+    assert make(place).fit_grid(1, lr=np.array(.1))['lr'][0]==.1
+
+@pytest.mark.parametrize('name', ['lr','seed','train_loss','loss'])
+def test_metrics_named_as_a_column(place, name, monkeypatch):
+    "Refused before anything is trained"
+    def no(*a): raise AssertionError('trained')
+    head = make(place, metrics=AccumMetric(accuracy, name=name, flatten=False))
+    monkeypatch.setattr(heads, '_train', no)
+    with pytest.raises(ValueError, match=f"named '{name}'"): head.fit_grid(1, .1, metric=name, comp=np.less)
+
+def test_data_without_a_device(place):
+    "As of DataLoaders made without one"
+    set_seed(0)
+    dls = DataLoaders(DataLoader(TensorDataset(X[:N], Y[:N]), bs=32, shuffle=True), DataLoader(TensorDataset(X[N:N+60], Y[N:N+60]), bs=32))
+    model = nn.Sequential(nn.Sequential(nn.Linear(64, 24), nn.Tanh()), mlp())
+    learn = quiet(Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=place))
+    assert learn.dls.device is None
+    head = quiet(learn.precompute(dtype='float32'))
+    head.fit(1)
+    head.fit_grid(1, [.01,.1])
+
+class Buffered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('k', torch.ones(24), persistent=False)
+    def forward(self, x): return x*self.k
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.c = nn.Linear(24, 24),nn.Linear(24, 24),nn.Linear(24, 10)
+        self.b.weight = self.a.weight
+    def forward(self, x): return self.c(self.b(self.a(x)))
+
+@pytest.mark.parametrize('top', [lambda: nn.Sequential(nn.Linear(24, 24), Buffered(), nn.Linear(24, 10)), Tied], ids=['buffer','tied'])
+def test_state_of_the_stacked(place, top):
+    "Its keys are those of the head, with tied weights and without buffers that are not kept"
+    head = make(place, top)
+    e,_ = engine(head, _Together, grid([.01,.1]))
+    assert e.state(0).keys()==head.model.state_dict().keys()
+
+class Looks(nn.Module):
+    def forward(self, x): return x*2 if x.mean().item()>0 else x*3
+
+@pytest.mark.parametrize('lr', [.01,[.01,.1]])
+def test_on_a_gpu_what_vmap_cannot_do(place, lr, monkeypatch):
+    "All of it goes in turn, one setting too"
+    monkeypatch.setattr(_Data, 'on_gpu', property(lambda self: True))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        make(place, lambda: nn.Sequential(nn.Linear(24, 12), Looks(), nn.Linear(12, 10))).fit_grid(1, lr, bs=80)
+
+def test_a_flattening_linear_head(place):
+    "It trains without a warning"
+    x = X[:, :64].reshape(-1, 8, 8)
+    set_seed(0)
+    dls = DataLoaders.from_dsets(TensorDataset(x[:N], Y[:N]), TensorDataset(x[N:N+60], Y[N:N+60]), bs=32, device='cpu')
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    learn = quiet(Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=place))
+    head = quiet(learn.precompute(dtype='float32', split=lambda l: (nn.Sequential(l.model[0]), l.model[1])))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        head.fit_grid(1, [.01,.1])
+
+def test_dropout_in_the_heads_device():
+    "Its rate lies where the weights lie"
+    m = _with_stacked_dropout(nn.Sequential(nn.Linear(2, 2), nn.Dropout()).to('meta'))
+    assert m[1].p.device.type=='meta'
+
+def test_a_plot_of_a_leaderboard_without_attrs(place):
+    "As read back from a CSV"
+    head = make(place)
+    board = head.fit_grid(1, [.01,.1])
+    board.attrs.clear()
+    with pytest.raises(ValueError, match='`metric`'): head.plot_grid(board)
+
+def test_raw_parameters(place):
+    "Named in a warning: it goes on from what it was trained to"
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(24))
+        def forward(self, x): return x*self.w
+    a = make(place, lambda: nn.Sequential(nn.Linear(24, 24), Scale(), nn.Linear(24, 10)))
+    with pytest.warns(UserWarning, match='Scale has parameters but no `reset_parameters`'): a.fit_grid(1, [.01,.1])

@@ -727,6 +727,15 @@ def test_what_has_no_form_in_a_checkpoint_is_copied(tmp_path):
     with keep_state(learn): learn.fit(1)
     assert list(cb.seen)==was[0] and cb.frame.equals(was[1])
 
+def test_bars_are_not_copied(tmp_path):
+    "A bar that was left behind holds a DataLoader"
+    learn = make(tmp_path)
+    learn.add_cb(ProgressCallback())
+    learn.progress.pbar = threading.Lock()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with keep_state(learn): pass
+
 def test_what_cannot_be_copied_is_named(tmp_path):
     class Locks(Callback):
         def __init__(self): self.lock = threading.Lock()
