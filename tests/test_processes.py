@@ -175,3 +175,11 @@ def test_a_head_that_two_processes_train(seen):
         assert len(ours)==len(theirs)==48 and sorted(ours+theirs)==list(range(96))
     assert a['after']==b['after'] and a['values']==b['values'] and a['after'][:2]==[1,0]
     assert a['values'][-1][1]<a['values'][0][1]
+
+def test_sweeps_leave_nothing_behind(seen):
+    "Both processes get the same bounds and curves, and the training that follows is bitwise the one without, also after a sweep that was broken off"
+    for plain,swept,broken in (o['swept'] for o in seen):
+        assert swept['kept'] and broken['kept'] and broken['said']=='stopped'
+        for o in swept,broken: assert (o['after'],o['losses'])==(plain['after'],plain['losses'])
+    a,b = (o['swept'][1]['said'] for o in seen)
+    assert a==b and 0<a[0][0]<a[0][1] and len(a[1]['lr'])==11 and len(a[3])==2 and a[3][0]!=a[3][1]

@@ -9,7 +9,7 @@ from fastai.losses import MSELossFlat
 from fastai.optimizer import SGD
 from fastai.test_utils import RegModel
 from fastai.torch_core import num_distrib, rank_distrib
-from fastai_clr import fit, precompute # Patch Learner; chkstyle: ignore
+from fastai_clr import fit, lr_range, precompute # Patch Learner; chkstyle: ignore
 from fastai_clr.cycles import SGDR, CycleScheduler
 from fastai_clr.schedules import CosineRestarts, StepDecay, Triangular
 from torch import nn
@@ -110,12 +110,36 @@ def head(path):
     stores = sorted(o.name for o in (path/'activations').iterdir() if o.is_dir())
     return dict(xs=rows.xs, after=numbers(learn), values=[list(o) for o in head.recorder.values], stores=stores)
 
+def tested(path, sweep=None):
+    "A fit, after sweeps of which nothing is left: what they said, and the weights at the end"
+    learn,said = make(160, path),None
+    with learn.distrib_ctx(sync_bn=False, cpu=True):
+        before = numbers(learn)
+        if sweep: said = sweep(learn)
+        kept = numbers(learn)==before
+        learn.fit_sgdr(2, 1, .05, 1)
+    return dict(said=said, kept=kept, after=numbers(learn), losses=[float(o) for o in learn.recorder.losses])
+
+def sweeps(learn):
+    r = learn.lr_range_test(every=1, show_plot=False)
+    part = learn.lr_range_test(1e-3, .1, every=2, valid_pct=.5, show_plot=False)
+    return [list(r[:2]), *(o.curve.fillna(-1).to_dict('list') for o in (r,part)), learn.lr_suggestions(2, 30, show_plot=False).losses[:,:5].tolist(),
+        learn.group_lr_find(30, show_plot=False).curves[0][1].tolist()]
+
+def broken_off(learn):
+    "Both processes stop at the same batch of the sweep"
+    count = iter(range(10**6))
+    try:
+        with learn.added_cbs(Cancel('after_batch', KeyboardInterrupt, lambda o: next(count)==7)): learn.lr_range_test(lr_max=.1, every=2, show_plot=False)
+    except KeyboardInterrupt: return 'stopped'
+
 def main(path, *names):
     "It ends without tidying up, while gloo's threads still run: now and then that aborts a process"
     DistributedDL._broadcast,rank = broadcast,rank_distrib()
     res = {k:fitted(path/k, n, f) for k,(n,_,f) in fits.items() if not names or k in names}
     if not names:
         res['head'] = head(path/'head')
+        res['swept'] = [tested(path/'swept', o) for o in (None,sweeps,broken_off)]
         res.update({k:fitted(path/k, n, f, True) for k,(n,_,f) in dropping.items()})
         res.update({k:refused(path/k, *o) for k,o in errors.items()})
     (path/f'{rank}.json').write_text(json.dumps(dict(res, how=[num_distrib(),torch.distributed.get_backend()])), encoding='utf-8')
