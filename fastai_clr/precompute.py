@@ -9,7 +9,7 @@ __all__ = ['PooledEncoder', 'split_model', 'store_parts', 'Rows', 'RowsDL', 'Sta
 
 # %% ../nbs/08_precompute.ipynb #5783a429
 import os, random, sys, tempfile, time, warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial, partialmethod
 from inspect import getclosurevars, signature
 from pathlib import Path
@@ -355,21 +355,94 @@ def _with_rate(learn, batches, total):
     bar,start,n = progress_bar(batches, total=total, leave=False),time.time(),0
     for o in bar:
         yield o
-        n += len(o[1])
+        n += len(o[1]['i'])
         bar.comment = f'{n/(time.time()-start):,.0f} items a second'
 
-def _extract(learn, features, dl, order, writer, dtype, view, check):
-    "Write the blocks that `writer` is missing, once `check` has looked at their items; ValueError on what can't be stored"
-    with _batches(dl, list(writer.missing), writer.block, order, view) as batches, _eval_mode(features):
-        for b,idxs,batch in _with_rate(learn, batches, len(writer.missing)):
+# %% ../nbs/08_precompute.ipynb #3ed9b8e1
+def _rows(learn, features, dl, order, block, blocks, dtype, view, check):
+    "Number and rows of each of `blocks`, once `check` has looked at their items; ValueError on what can't be stored"
+    with _batches(dl, blocks, block, order, view) as batches, _eval_mode(features):
+        for b,idxs,batch in batches:
             learn._split(learn._set_device(batch))
             out = _forward(learn, features, learn.xb)
             x,y = as_rows(out, dtype),torch.as_tensor(learn.yb[0]).cpu().numpy()
             if not torch.isfinite(as_tensor(x, dtype)).all(): raise ValueError(_not_finite(out, dtype))
             if len(x)!=len(idxs): raise RuntimeError(f"the DataLoader gave {len(x)} items of {len(idxs)}: items that are skipped can't be stored")
-            writer.new(x=(x.shape[1:],dtype), y=(y.shape[1:],str(y.dtype)), i=((),'int64'))
             check(idxs)
-            writer.put(b, x=x, y=y, i=np.array(idxs))
+            yield b,dict(x=x, y=y, i=np.array(idxs))
+
+def _write(learn, writer, rows, dtype):
+    "Write blocks as they come"
+    for b,o in _with_rate(learn, rows, len(writer.missing)):
+        writer.new(x=(o['x'].shape[1:],dtype), y=(o['y'].shape[1:],str(o['y'].dtype)), i=((),'int64'))
+        writer.put(b, **o)
+
+# %% ../nbs/08_precompute.ipynb #179468a8
+class _Failed(str): "What went wrong, to be told to all"
+
+class _Team:
+    "The processes that share the work, and how they talk; with one process, nobody to talk to"
+    def __init__(self):
+        d = torch.distributed
+        self.on = d.is_available() and d.is_initialized() and d.get_world_size()>1
+        self.rank,self.n = (d.get_rank(),d.get_world_size()) if self.on else (0,1)
+
+    def _talk(self, f, *args, **kwargs):
+        try: f(*args, **kwargs)
+        except RuntimeError as e: raise RuntimeError(f"another process of this run is gone; the blocks that are done are kept, start the run again ({str(e).splitlines()[0]})") from e
+
+    def tell(self, msg=None):
+        "What rank 0 says, to all of them; RuntimeError if it is that something failed"
+        if not self.on: return msg
+        box = [msg]
+        self._talk(torch.distributed.broadcast_object_list, box, src=0)
+        if isinstance(box[0], _Failed) and self.rank: raise RuntimeError(box[0])
+        return box[0]
+
+    def gather(self, o):
+        "What each process gives, in order; rank 0 gets it, the others `None`"
+        res = [None]*self.n if self.rank==0 else None
+        self._talk(torch.distributed.gather_object, o, res, dst=0)
+        return res
+
+    def all(self, o):
+        "What each process gives, to all"
+        res = [o]*self.n
+        if self.on: self._talk(torch.distributed.all_gather_object, res, o)
+        return res
+
+# %% ../nbs/08_precompute.ipynb #fed47dff
+@patch
+@contextmanager
+def leading(self:_Team):
+    "What goes wrong in rank 0 meanwhile is told to the others, who are waiting for word"
+    try: yield
+    except BaseException as e:
+        if self.on and self.rank==0:
+            with suppress(RuntimeError): self.tell(_Failed(f"process 0 of this run failed, and this one ends with it: {type(e).__name__}: {e}"))
+        raise
+
+@patch
+def shared(self:_Team, mine, n):
+    "The `n` blocks of all processes for rank 0, round by round, `mine` among them; the others send theirs, and get none"
+    if not self.on: yield from mine
+    for _ in range(-(-n//self.n) if self.on else 0):
+        self.tell()
+        for o,e in self._round(mine):
+            if e: raise RuntimeError(e)
+            if o is not None: yield o
+
+@patch
+def _round(self:_Team, mine):
+    "A block of each process and what went wrong there, for rank 0; an error of this process is raised once all know"
+    got,err = None,None
+    try: got = next(mine, None)
+    except Exception as e: err = e
+    seen = self.gather((got, None if err is None else f'process {self.rank} of this run failed: {type(err).__name__}: {err}'))
+    if err is None: return seen or ()
+    if self.rank:
+        with suppress(RuntimeError): self.tell()   # rank 0's word that all is over
+    raise err
 
 # %% ../nbs/08_precompute.ipynb #1bcd43de
 class Rows:
@@ -623,8 +696,9 @@ def _check_args(learn, n_views, dtype, where, bs, seed):
 class _Precompute:
     "What the passes of one call share"
     def __init__(self, learn, features, dtype, bs, root, verify):
-        self.learn,self.features,self.dtype,self.bs,self.root,self.verify = learn,features,dtype,bs,root,verify
-        self.say,self.body,self.tried = partial(print, flush=True) if learn.logger is print else lambda o: None,hash_module(features),None
+        self.learn,self.features,self.dtype,self.bs,self.root,self.verify,self.team = learn,features,dtype,bs,root,verify,_Team()
+        self.say = partial(print, flush=True) if learn.logger is print and not self.team.rank else lambda o: None
+        self.body,self.tried = hash_module(features),None
 
     def parts(self, name, view):
         try: return (*store_parts(self.learn, self.features, self.body, name, self.dtype, self.root, self.verify, view),True)
@@ -640,10 +714,14 @@ class _Precompute:
         if store is None or not store.is_whole or self.verify and store.verify(): return None
         then = store.manifest['versions'].get('torch')
         if then!=torch.__version__: warnings.warn(f"the activations in {store.folder} were made with torch {then}, and this is {torch.__version__}: they may differ in the last digits")
-        mark_used(store, records)
+        if not self.team.rank: mark_used(store, records)
         return store
 
     def make(self, name, view, parts, records):
+        if self.team.rank: return self._help(name, view, parts, records)
+        with self.team.leading(): return self._make(name, view, parts, records)
+
+    def _make(self, name, view, parts, records):
         dl,start = getattr(self.learn.dls, name),time.time()
         order,what = _order(dl),f"{name} set{'' if view is None else f', view {view[0]}'}"
         if sorted(order)!=list(range(len(dl.dataset))): raise ValueError(f"the DataLoader of the {name} set doesn't go through its items once each without shuffling: precompute needs all of them")
@@ -653,15 +731,66 @@ class _Precompute:
         with StoreWriter(self.root, parts, len(order), self.bs, records, f'{what} of {len(order):,} items, body of {n_params:.1f} million parameters', self.say) as w:
             n = min(len(w.missing)*w.block, len(order))
             if n: self._announce(what, dl, order, w, n)
-            def check(idxs): return records is not None and self._unchanged(records[idxs])
-            _extract(self.learn, self.features, dl, order, w, self.dtype, view, check)
-            try: check(slice(None))
+            self.team.tell((w.missing, w.block))
+            with closing(self._shared_rows(dl, order, w.missing, w.block, view, records)) as rows: _write(self.learn, w, rows, self.dtype)
+            try: self._check_items(records)
             except RuntimeError:
                 w.blocks['done'] = False   # so that nothing stays of the store
                 raise
             store = w.close()
+        self.team.tell()
         self.say(f'Extracted {n:,} items in {time.time()-start:.1f} s to {store.folder}')
         return store
+
+# %% ../nbs/08_precompute.ipynb #93f6d43d
+@patch
+def describe(self:_Precompute, passes):
+    "The parts and records of each pass, by rank 0's word, and the temporary folder if the stores can't be kept"
+    same = self.team.all((self.body, [len(o.dataset) for o in self.learn.dls.loaders[:2]], self.bs))
+    if any(o!=same[0] for o in same): raise ValueError("the processes of this run have other weights in the body, or other data: each needs the same, so set the same seed before the model is made")
+    found,tmp = None,None
+    with self.team.leading():
+        if not self.team.rank: found = [self.parts(*o) for o in passes]
+        if not self.team.rank and not all(keep for *_,keep in found):
+            tmp = tempfile.TemporaryDirectory()
+            self.root = Path(tmp.name)
+    found,self.root = self.team.tell((found, self.root))
+    return found,tmp
+
+@patch
+def find_or_make(self:_Precompute, o, parts, records):
+    "The store, if all processes find it whole; else it is made"
+    store,err = None,None
+    try: store = self.find(parts, records)
+    except Exception as e: err = e
+    seen = self.team.all((store is not None, None if err is None else f'process {self.team.rank} of this run failed: {type(err).__name__}: {err}'))
+    if err is not None: raise err
+    for _,e in seen:
+        if e: raise RuntimeError(e)
+    return store if all(k for k,_ in seen) else self.make(*o, parts, records)
+
+# %% ../nbs/08_precompute.ipynb #177b9928
+@patch
+def _check_items(self:_Precompute, records, idxs=slice(None)): return records is not None and self._unchanged(records[idxs])
+
+@patch
+def _shared_rows(self:_Precompute, dl, order, missing, block, view, records):
+    "The blocks that are missing: this process computes its share of them"
+    mine = missing[self.team.rank::self.team.n]
+    with closing(_rows(self.learn, self.features, dl, order, block, list(mine), self.dtype, view, partial(self._check_items, records))) as rows:
+        yield from self.team.shared(rows, len(missing))
+
+@patch
+def _help(self:_Precompute, name, view, parts, records):
+    "What the other processes do while rank 0 makes a store"
+    missing,block = self.team.tell()
+    dl = getattr(self.learn.dls, name)
+    with closing(self._shared_rows(dl, _order(dl), missing, block, view, records)) as rows:
+        for _ in rows: pass
+    self.team.tell()
+    store = ActivationStore.find(self.root, parts)
+    if store is None: raise FileNotFoundError(f"process {self.team.rank} of this run finds no store in {self.root}, where process 0 has made it: all need one folder, on a file system that they share; pass `path`")
+    return store
 
 # %% ../nbs/08_precompute.ipynb #859eb658
 @patch
@@ -707,16 +836,15 @@ def precompute(self:Learner,
     bs = _check_args(self, n_views, dtype, where, bs, seed)
     features,head = _split(self, split)
     self.model.to(self.dls.device)
-    tmp,run = None,_Precompute(self, features, dtype, bs, Path(path or self.path/'activations'), verify)
+    run = _Precompute(self, features, dtype, bs, Path(path or self.path/'activations'), verify)
     passes = [('train',None), ('valid',None), *(('train',(v,seed)) for v in range(n_views))]
     with _random_states_kept():   # training goes on alike whether the stores were made or found
-        found = [run.parts(*o) for o in passes]
-        if not all(keep for *_,keep in found):
-            tmp = tempfile.TemporaryDirectory()
-            run.root = Path(tmp.name)
-        stores = [run.find(p, r) or run.make(*o, p, r) for o,(p,r,_) in zip(passes, found)]
+        found,tmp = run.describe(passes)
+        stores = [run.find_or_make(o, p, r) for o,(p,r,_) in zip(passes, found)]
         place = _place(where, self.dls.device, sum(o.arrays['x'].nbytes for o in stores))
-        if place!='disk': stores = [run.make(*o, p, r) if s.verify() else s for s,o,(p,r,_) in zip(stores, passes, found)]
+        if place!='disk':
+            bad = [any(o) for o in zip(*run.team.all([bool(s.verify()) for s in stores]))]
+            stores = [run.make(*o, p, r) if b else s for s,b,o,(p,r,_) in zip(stores, bad, passes, found)]
         run.say(f'Activations of {len(self.dls.train.dataset):,} + {len(self.dls.valid.dataset):,} items in {run.root}, read from {dict(ram="memory", gpu="the GPU", disk="the disk")[place]}')
     with _random_states_kept():
         res = HeadLearner(self, features, head, dict(train=stores[0], valid=stores[1]), stores[2:], bs, place, split)

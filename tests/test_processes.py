@@ -8,6 +8,7 @@ from fastai.distributed import DistributedDL
 from fastai_clr.cycles import batches_per_epoch
 from fastcore.basics import partial
 from learners import learner
+from pictures import every_5th, some
 from torch.utils.data import DataLoader as TorchDL
 from worker_fit import bs, dropping, fits
 
@@ -183,3 +184,81 @@ def test_sweeps_leave_nothing_behind(seen):
         for o in swept,broken: assert (o['after'],o['losses'])==(plain['after'],plain['losses'])
     a,b = (o['swept'][1]['said'] for o in seen)
     assert a==b and 0<a[0][0]<a[0][1] and len(a[1]['lr'])==11 and len(a[3])==2 and a[3][0]!=a[3][1]
+
+# One store, made together
+
+shared_worker = root/'tests/worker_shared.py'
+
+def team(path, what, n, timeout=120):
+    "Exit status of `n` processes that make stores together, and what each saw; whoever takes too long is ended"
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': loopback, 'WORLD_SIZE': str(n), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
+    logs = [path/f'{what}-{n}-{o}.log' for o in range(n)]
+    ps = [subprocess.Popen([sys.executable, '-W', 'ignore', str(shared_worker), str(path), what], stdout=log.open('w'), stderr=subprocess.STDOUT,
+        env={**env, 'RANK': str(o), 'LOCAL_RANK': str(o)}) for o,log in enumerate(logs)]
+    codes = [wait(p, timeout) for p in ps]
+    files = [path/f'{what}-{n}-{o}.json' for o in range(n)]
+    return codes,[json.loads(f.read_text()) if f.exists() else log.read_text() for f,log in zip(files, logs)]
+
+@pytest.fixture(scope='module')
+def places(digits, tmp_path_factory):
+    "A folder with 61 digits: 8 blocks, of which the last holds 5 items, and what 1, 2 and 4 processes saw"
+    path = tmp_path_factory.mktemp('team')
+    some(digits, path/'pictures', 61)
+    return path,{n: team(path, 'all', n) for n in (1,2,4)}
+
+def test_all_of_them_ended_well(places):
+    for codes,seen in places[1].values(): assert not any(codes), seen
+
+@pytest.mark.parametrize('n', [2,4])
+def test_the_bytes_are_those_of_one_process(places, n):
+    "Of the clean passes and of a view, and each process has made its share of the batches"
+    (_,(one,)),(_,seen) = places[1][1],places[1][n]
+    assert len(one['bytes'])==15 and all(o['bytes']==one['bytes'] for o in seen)
+    train,valid = (-(-len(o)//8) for o in split_of(places[0]))
+    blocks = [train,valid,train]
+    shares = [sum(len(range(k, b, n)) for b in blocks) for k in range(n)]
+    tried = one['made']['calls']-sum(blocks)   # a look at the first items, which rank 0 takes
+    assert [o['made']['calls'] for o in seen]==[shares[0]+tried, *shares[1:]] and sum(shares)==sum(blocks)
+    assert len({o['made']['loss'] for o in [*seen,one]})==1
+    assert all(o['made']['said']=='' for o in seen[1:]) and 'Extracted' in seen[0]['made']['said']
+
+def split_of(path):
+    files = sorted((path/'pictures').rglob('*.png'), key=lambda o: o.name)
+    return [[f for f in files if every_5th(f)==valid] for valid in (False,True)]
+
+@pytest.mark.parametrize('n', [1,2,4])
+def test_found_again(places, n):
+    for o in places[1][n][1]: assert o['found']['calls']==0 and o['found']['error'] is None and o['found']['loss']==o['made']['loss']
+
+@pytest.mark.parametrize('n', [2,4])
+@pytest.mark.parametrize('k', [0,1])
+def test_an_error_in_one_ends_all(places, n, k):
+    "Each with one sentence that says which process it was; the model's mode is as before"
+    for rank,o in enumerate(places[1][n][1]):
+        o = o[f'error {k}']
+        assert o['error']=='ValueError: no more' if rank==k else f'process {k} of this run failed' in o['error'] and 'no more' in o['error'], o
+        assert o['training']
+
+@pytest.mark.parametrize('n', [2,4])
+def test_other_weights_are_refused(places, n):
+    for o in places[1][n][1]: assert o['weights']['error'].startswith('ValueError: the processes of this run have other weights') and not o['weights']['calls']
+
+@pytest.mark.parametrize('n', [2,4])
+def test_what_cannot_be_kept_is_shared_all_the_same(places, n):
+    seen = [o['temporary'] for o in places[1][n][1]]
+    assert all(o['error'] is None for o in seen), seen
+    assert len({o['loss'] for o in seen})==1 and [len(o['warned']) for o in seen]==[2]+[0]*(n-1)
+
+@pytest.mark.parametrize('n', [1,4])
+def test_a_killed_process(digits, tmp_path, n):
+    "The others end at once, and any number of processes does only what is missing"
+    some(digits, tmp_path/'pictures', 61)
+    codes,seen = team(tmp_path, 'killed', 2, 60)
+    assert codes==[0,-9] and 'another process of this run is gone; the blocks that are done are kept' in seen[0]['made']['error'], seen
+    folder, = [o.parent for o in (tmp_path/'killed').rglob('blocks.npy')]
+    done = int(np.load(folder/'blocks.npy')['done'].sum())
+    train,valid = (-(-len(o)//8) for o in split_of(tmp_path))
+    assert 0<done<train
+    codes,seen = team(tmp_path, 'again', n)
+    assert not any(codes), seen
+    assert sum(o['made']['calls'] for o in seen)==2+train-done+valid   # two of them a look at the first items
