@@ -42,6 +42,7 @@ bench: .venv/.installed-dev
 	@"$(BIN)/python" benchmarks/bench_lr_range.py
 	@"$(BIN)/python" benchmarks/bench_lr_range.py --only cost
 	@"$(BIN)/python" benchmarks/bench_heads.py
+	@"$(BIN)/python" -W ignore benchmarks/bench_processes.py
 
 .venv/.installed-%: $(FACTS)
 	@command -v "$(PYTHON)" >/dev/null || { echo "There is no $(PYTHON) here: name a Python that is, as in make demo PYTHON=python3.12" >&2; exit 1; }

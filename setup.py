@@ -10,7 +10,7 @@ cfg = config['DEFAULT']
 def lines(k): return [o.strip() for o in cfg.get(k, '').splitlines() if o.strip()]
 lib = cfg['lib_name']
 
-extras = {k: lines(f'{k}_requirements') for k in ('timm', 'demo', 'dev')}
+extras = {k: lines(f'{k}_requirements') for k in ('timm', 'demo', 'distributed', 'dev')}
 # Spelled out, not `fastai_clr[demo]`: a package that requires itself is beyond some installers
 extras['dev'] += extras['demo']
 

@@ -65,9 +65,11 @@ def sweeps(learn):
     curve = r.curve[['lr','accuracy','valid_loss']].dropna()
     return dict(said, ours=r.lr_max, lr_min=r.lr_min, why=r.why, curve=curve.to_dict('list'), seconds=dict(lr_find=mid-start, ours=time.time()-mid))
 
+def cell_file(o, task, seed, what): return Path(o.cells)/f'{task}-{seed}-{what}.json'
+
 def cell(o, tasks, task, seed, what):
     "The result of one cell, from its file if it is there"
-    file = Path(o.cells)/f'{task}-{seed}-{what}.json'
+    file = cell_file(o, task, seed, what)
     if not file.exists():
         learn = tasks.learner(task, seed)
         if what=='sweeps': res = sweeps(learn)
@@ -89,21 +91,25 @@ def bench_rules(o):
             for c in mine: cell(o, tasks, *c)
             for c in [c for c in todo if c[2] in RULES][o.share[0]::o.share[1]]: cell(o, tasks, *c)
             return
-        res = {c: cell(o, tasks, *c) for c in todo}
+        res = {c: cell(o, tasks, *c) for c in todo if not o.saved or cell_file(o, *c).exists()}
+    whole = {t: [s for s in o.seeds if all((t,s,w) in res for w in whats)] for t in tasks.names}
     scores,rows = {k:[] for k in RULES},[]
-    for t in tasks.names:
-        grid = [mean(res[t,s,str(i)]['loss'] for s in o.seeds) for i in range(len(GRID))]
+    for t,seeds in whole.items():
+        rules = RULES if seeds else ()
+        seeds = seeds or [s for s in o.seeds if (t,s,'0') in res]
+        grid = [mean(res[t,s,str(i)]['loss'] for s in seeds) for i in range(len(GRID))]
         best = int(np.argmin(grid))
-        rows.append(f'| {t} | the grid\'s best | {GRID[best]:.2g} | {grid[best]:.4f} | |')
-        for k in RULES:
-            lrs,loss = [res[t,s,k]['lr'] for s in o.seeds],mean(res[t,s,k]['loss'] for s in o.seeds)
+        rows.append(f"| {t}, seed{'s' if len(seeds)>1 else ''} {', '.join(map(str, seeds))} | the grid's best | {GRID[best]:.2g} | {grid[best]:.4f} | |")
+        for k in rules:
+            lrs,loss = [res[t,s,k]['lr'] for s in seeds],mean(res[t,s,k]['loss'] for s in seeds)
             scores[k].append(loss/grid[best])
             rows.append(f"| | {k} | {', '.join('none' if v is None or not math.isfinite(v) else f'{v:.2g}' for v in lrs)} | {loss:.4f} | {scores[k][-1]:.3f} |")
         rows.append(f"| | the grid | {', '.join(f'{v:.1g}' for v in GRID)} | {', '.join(f'{v:.3f}' for v in grid)} | |")
     avg = {k: mean(v) for k,v in scores.items()}
     worst,ahead = max(scores['ours']),[k for k in RULES[:-1] if avg[k]<avg['ours']]
-    body = '\n'.join(rows)
-    write_section('Learning rates suggested', f"bench_lr_range.py{f' --data {o.name}=PATH --size {o.size}' if o.data else ''} --seeds {' '.join(map(str, o.seeds))}", f"""{ARCH}, `fit_sgdr(1, cycle_len=2, lr_max=…)`, one lr for all groups; mean validation loss of {len(o.seeds)} seeds, and its ratio to that of the best of nine lrs. `valley`, `slide`, `minimum` and `steep` are fastai's rules on `lr_find`, `ours` is the upper bound of `lr_range_test()`; each seed trains with what was suggested for it.
+    body,gone = '\n'.join(rows),[f'{t} with seed {s}' for t,ss in whole.items() for s in o.seeds if s not in ss]
+    missing = f" Not measured yet: {', '.join(gone)}." if gone else ''
+    write_section('Learning rates suggested', f"bench_lr_range.py{f' --data {o.name}=PATH --size {o.size}' if o.data else ''} --seeds {' '.join(map(str, o.seeds))}", f"""{ARCH}, `fit_sgdr(1, cycle_len=2, lr_max=…)`, one lr for all groups; mean validation loss of the seeds, and its ratio to that of the best of nine lrs. `valley`, `slide`, `minimum` and `steep` are fastai's rules on `lr_find`, `ours` is the upper bound of `lr_range_test()`; each seed trains with what was suggested for it.{missing}
 
 | task | | lr, by seed | loss | ÷ best |
 |---|---|---|---|---|
@@ -156,6 +162,7 @@ if __name__=='__main__':
     p.add_argument('--seeds', type=int, nargs='+', default=[0,1,2])
     p.add_argument('--share', type=int, nargs=2, metavar=('I','N'), help='do every N-th cell from the I-th, and write no results')
     p.add_argument('--grid', action='store_true', help='the cells of the grid only')
+    p.add_argument('--saved', action='store_true', help='write the results of the cells that are there')
     p.add_argument('--rounds', type=int, default=3)
     p.add_argument('--cells', default='runs/bench_lr_range', help='folder of the results of single runs')
     o = p.parse_args()

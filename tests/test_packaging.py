@@ -38,7 +38,7 @@ def test_python(ini): assert metadata('fastai_clr')['Requires-Python'] == f">={i
 
 def test_requirements(ini): assert required() == {norm(o) for o in lines(ini['requirements'])}
 
-@pytest.mark.parametrize('extra,keys', [('timm', ['timm']), ('demo', ['demo']), ('dev', ['dev','demo'])])
+@pytest.mark.parametrize('extra,keys', [('timm', ['timm']), ('demo', ['demo']), ('distributed', ['distributed']), ('dev', ['dev','demo'])])
 def test_extras(ini, extra, keys): assert required(extra) == {norm(o) for k in keys for o in lines(ini[f'{k}_requirements'])}
 
 def test_commands(ini):
