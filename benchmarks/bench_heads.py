@@ -109,7 +109,7 @@ def bench_loop(o):
             res.append({'head': what, 'batch size': bs, 'ours, s': f'{a:.3f}', 'bare loop, s': f'{b:.3f}', 'ratio': f'{a/b:.3f}', 'at most': most, '': met(a/b<=most), **share})
             print(res[-1], flush=True)
     how = 'a step recorded as a CUDA graph on both sides; the rows are read, and written as a batch, in float32' if DEVICE=='cuda' else 'rows by `index_select` on both sides'
-    write_section(f'One head without waiting, {DEVICE}', 'bench_heads.py --only loop', f"""The loop of `fit_grid` with one head and a schedule, against a bare PyTorch loop with a constant lr: {n_epoch} epoch{'s' if n_epoch>1 else ''} over {o.rows:,} rows of 1,024 numbers, torch's fused AdamW in the bare loop, {how}; {o.rounds} rounds. The validation set has no part in it.
+    write_section(f'One head without waiting, {DEVICE}', f'bench_heads.py --only loop --rows {o.rows} --rounds {o.rounds}', f"""The loop of `fit_grid` with one head and a schedule, against a bare PyTorch loop with a constant lr: {n_epoch} epoch{'s' if n_epoch>1 else ''} over {o.rows:,} rows of 1,024 numbers, torch's fused AdamW in the bare loop, {how}; {o.rounds} rounds. The validation set has no part in it.
 
 {table(res)}""")
 
@@ -129,7 +129,7 @@ def bench_grid(o):
                 res.append({'head': what, 'heads': k, 'one, s': f'{one:.3f}', 'all, s': f'{many:.3f}', 'all ÷ one': f'{many/one:.2f}', 'at most': most or '',
                     '': met(many/one<=most) if most else '', 'one after the other ÷ all': f'{k*one/many:.1f}'})
                 print(res[-1], flush=True)
-    write_section(f'Many heads, {DEVICE}', f"bench_heads.py --only grid --heads {' '.join(map(str, o.heads))}", f"""The whole of `fit_grid`, with what it takes to choose the way, to score on the rows held out and to train the best again on all rows: {o.epochs} epochs over {o.rows:,} rows of 1,024 numbers, batch size {o.bs}, {o.rounds} rounds. *One after the other* is so many times the whole of a `fit_grid` with one head.
+    write_section(f'Many heads, {DEVICE}', f"bench_heads.py --only grid --rows {o.rows} --heads {' '.join(map(str, o.heads))} --rounds {o.rounds}", f"""The whole of `fit_grid`, with what it takes to choose the way, to score on the rows held out and to train the best again on all rows: {o.epochs} epochs over {o.rows:,} rows of 1,024 numbers, batch size {o.bs}, {o.rounds} rounds. *One after the other* is so many times the whole of a `fit_grid` with one head.
 
 {table(res)}""")
 

@@ -246,7 +246,7 @@ def lr_range_test(self:Learner,
     n_epoch:float=2, # Epochs of the sweep; fractions are fine
     metric=None, # Name of one of the Learner's metrics or 'valid_loss', a function, or a Metric; `None`: the first metric, else 'valid_loss'
     linear:bool=True, # Whether the lr grows linearly, as in the paper; `False`: exponentially
-    every:int|None=None, # Batches between two measurements; `None`: such that there are about 30
+    every:int|None=None, # Batches between two measurements; `None`: such that there are 30 to 60, or one a batch
     show_plot:bool=True, # Whether to plot the curve
     *,
     valid_pct:float=1., # Share of the validation set to measure on, in (0,1], drawn at random but always the same
