@@ -3,38 +3,21 @@
 Sides take turns in one run; figures are medians. On a GPU the bare loop is recorded as a CUDA graph, as ours is. Each part's result goes to RESULTS.md
 by itself; `--only` picks one of them.
 """
-import argparse, io, tempfile, time, warnings
+import argparse, io, tempfile, warnings
 from contextlib import redirect_stdout
-from statistics import median
 import numpy as np, torch, torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai_clr.heads import _adam_hypers, _Data, _InTurn, _new_head, _order_of, _Setting, _Together, _train
 from fastai_clr.schedules import CosineRestarts
-from results import write_section
+from results import met, table, timed, turns, write_section
 from torch import nn
 from torch.utils.data import TensorDataset
 
 LOOP = {64: 1.10, 256: 1.10, 1024: 1.10}
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 HEADS = {'linear 1,024→10': lambda: nn.Linear(1024, 10), '1,024→512→10': lambda: nn.Sequential(nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10))}
-
-def timed(f):
-    start = time.perf_counter()
-    f()
-    if DEVICE=='cuda': torch.cuda.synchronize()
-    return time.perf_counter()-start
-
-def turns(rounds, *fs):
-    "Median seconds of each of `fs`, which take turns"
-    return [median(o) for o in zip(*[[timed(f) for f in fs] for _ in range(rounds)])]
-
-def table(rows):
-    cols = list(rows[0])
-    return '\n'.join(['| '+' | '.join(cols)+' |', '|'+'---|'*len(cols)] + ['| '+' | '.join(str(r[c]) for c in cols)+' |' for r in rows])
-
-def met(ok): return 'met' if ok else '**not met**'
 
 def head_learner(tmp, make, n, bs):
     "The Learner of a head over `n` rows of 1,024 random numbers, as float32"

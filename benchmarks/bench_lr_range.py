@@ -19,7 +19,7 @@ from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
 from fastai_clr.all import demo_pictures, demo_weights, picture_dls, picture_learner
 from fastai_clr.resume import keep_state
-from results import write_section
+from results import timed, write_section
 
 ARCH,GRID = 'tf_efficientnet_lite0',np.geomspace(1e-4, 1e-1, 9)
 RULES = ('valley','slide','minimum','steep','ours')
@@ -118,11 +118,6 @@ def bench_rules(o):
 Mean ratio: {', '.join(f'{k} {v:.3f}' for k,v in avg.items())}. `lr_range_test` at most 5% above the grid's best on each task: {'met' if worst<=1.05 else '**not met**'} (worst {worst:.3f}). No rule of fastai's better on average: {'met' if not ahead else f"**not met** ({', '.join(ahead)})"}.""")
 
 # What a test costs
-
-def timed(f):
-    start = time.perf_counter()
-    f()
-    return time.perf_counter()-start
 
 def bench_cost(o):
     "A test, the same batches trained plainly, and the same passes over the validation set, in turn"

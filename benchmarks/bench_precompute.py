@@ -3,7 +3,7 @@
 Both sides of a comparison take turns in one run; figures are medians. Pictures are the demo's digits unless `--data NAME=PATH` names a
 folder with `train` and `valid`. Each part's result goes to RESULTS.md by itself; `--only` picks some of them.
 """
-import argparse, cProfile, io, json, pstats, subprocess, sys, tempfile, time, torch, warnings
+import argparse, cProfile, io, json, pstats, subprocess, sys, tempfile, torch, warnings
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import OptimWrapper
 from fastai_clr.precompute import _batches, _eval_mode, _order, split_model
 from fastai_clr.data import demo_pictures, picture_dls
-from results import write_section
+from results import met, table, timed, turns, write_section
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -27,21 +27,6 @@ adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
 class TrainOnly(Callback):
     "Skip validation, which the bare loop doesn't do either"
     def before_validate(self): raise CancelValidException()
-
-def timed(f):
-    start = time.perf_counter()
-    f()
-    return time.perf_counter()-start
-
-def turns(rounds, *fs):
-    "Median seconds of each of `fs`, which take turns"
-    return [median(o) for o in zip(*[[timed(f) for f in fs] for _ in range(rounds)])]
-
-def table(rows):
-    cols = list(rows[0])
-    return '\n'.join(['| '+' | '.join(cols)+' |', '|'+'---|'*len(cols)] + ['| '+' | '.join(str(r[c]) for c in cols)+' |' for r in rows])
-
-def met(ok): return 'met' if ok else '**not met**'
 
 # 1. The loop
 

@@ -16,7 +16,7 @@ from fastai.torch_core import set_seed
 from fastai_clr.resume import Resumable
 from fastai_clr.snapshots import SnapshotSaver
 from fastai_clr.all import demo_pictures, demo_weights, picture_dls, picture_learner
-from results import write_section
+from results import timed, write_section
 
 ARCH,LR = 'tf_efficientnet_lite0',1e-3
 
@@ -101,11 +101,6 @@ class Halt(Callback):
     order = 99
     def after_batch(self):
         if self.epoch==1: raise KeyboardInterrupt()
-
-def timed(f):
-    start = time.perf_counter()
-    f()
-    return time.perf_counter()-start
 
 def first_batch(learn, **kw):
     "Seconds from the call of a fit to its first batch"

@@ -1,8 +1,9 @@
-"Write a benchmark's section of RESULTS.md, with machine, versions, date and command"
-import os, platform, re
+"What the benchmarks share: sides that take turns, tables, and a section of RESULTS.md with machine, versions, date and command"
+import os, platform, re, time
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 import torch
 
 file = Path(__file__).with_name('RESULTS.md')
@@ -15,6 +16,24 @@ def machine():
     mem = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else 0
     gpu = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
     return f"{name[1] if name else platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores, {mem:.0f} GiB{gpu}"
+
+def timed(f):
+    "Seconds that `f` takes, what it left to the GPU included"
+    start = time.perf_counter()
+    f()
+    if torch.cuda.is_available(): torch.cuda.synchronize()
+    return time.perf_counter()-start
+
+def turns(rounds, *fs):
+    "Median seconds of each of `fs`, which take turns"
+    return [median(o) for o in zip(*[[timed(f) for f in fs] for _ in range(rounds)])]
+
+def table(rows):
+    "Dicts as a table in Markdown"
+    cols = list(rows[0])
+    return '\n'.join(['| '+' | '.join(cols)+' |', '|'+'---|'*len(cols)] + ['| '+' | '.join(str(r[c]) for c in cols)+' |' for r in rows])
+
+def met(ok): return 'met' if ok else '**not met**'
 
 def write_section(title, command, body):
     "Replace or append the section `title`"
