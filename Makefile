@@ -25,7 +25,7 @@ test: .venv/.installed-dev
 
 stress: .venv/.installed-dev
 	@echo "Killing processes at many moments: about twenty minutes"
-	@STRESS=1 OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q tests/faults
+	@STRESS=1 OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q tests/faults tests/test_precompute.py
 
 docs: .venv/.installed-dev
 	@echo "Building the documentation site"

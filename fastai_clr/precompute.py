@@ -445,13 +445,22 @@ def _round(self:_Team, mine):
     raise err
 
 # %% ../nbs/08_precompute.ipynb #1bcd43de
+def _in_order(i, step=1<<20): return all(np.array_equal(i[k:k+step], np.arange(k, min(k+step, len(i)))) for k in range(0, len(i), step))
+
+def _mapped(a):
+    "A tensor of a mapped array; PyTorch warns that it can't be written, which nobody does"
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'The given NumPy array is not writ')
+        return torch.from_numpy(a)
+
 class Rows:
     "Activations and targets by item, from the stores of one or more passes; the first is the clean one"
     def __init__(self, stores, where, device):
         self.stores,self.dtype = stores,stores[0].info['x']['dtype']
-        at = np.array(stores[0].arrays['i'])
-        self.at = None if np.array_equal(at, np.arange(len(at))) else torch.from_numpy(np.argsort(at))   # row of each item
-        self.y = self._sorted(torch.from_numpy(np.array(stores[0].arrays['y']))).to(device if where=='gpu' else 'cpu')
+        i,y = (stores[0].arrays[k] for k in 'iy')
+        self.at = None if _in_order(i) else torch.from_numpy(np.argsort(i))   # row of each item
+        if where=='disk' and self.at is None: self.y = _mapped(y)
+        else: self.y = self._sorted(torch.from_numpy(np.array(y))).to(device if where=='gpu' else 'cpu')
         self.x,self.unseen = None,[np.ones(len(o.blocks), bool) for o in stores]
         if where=='disk': return
         x = [self._sorted(as_tensor(np.array(o.arrays['x']), self.dtype)) for o in stores]
@@ -498,22 +507,49 @@ class RowsDL(DataLoader):
 
     def get_idxs(self):
         if self.shuffle and self.wgts is not None: return np.random.choice(self.n, self.n, p=self.wgts).tolist()
-        return self._index().tolist()
-
-    def _index(self):
-        if not self.shuffle: return torch.arange(self.n)
-        return torch.randperm(self.n, generator=torch.Generator().manual_seed(self.rng.randrange(2**63)))
+        return torch.cat(list(self._windows())).tolist()
 
     def __iter__(self):
         self.randomize()
         self.before_iter()
-        idx = torch.tensor(self.get_idxs()) if self.wgts is not None or 'get_idxs' in vars(self) else self._index()
-        idx = idx.to(self.dataset.y.device)
-        for i in range(0, len(self)*self.bs, self.bs):
-            b = self._batch(idx[i:i+self.bs])
+        given = self.wgts is not None or 'get_idxs' in vars(self)
+        for idx in self._batched([torch.tensor(self.get_idxs())] if given else self._windows()):
+            b = self._batch(idx)
             yield self.after_batch(b if b[0].device==self.device or self.device is None else to_device(b, self.device))
         self.after_iter()
 
+# %% ../nbs/08_precompute.ipynb #3815e6d9
+_segment,_window = 1<<12,1<<22
+
+@patch
+def _windows(self:RowsDL):
+    "The order of an epoch, in parts"
+    if not self.shuffle: return (torch.arange(i, min(i+_window, self.n)) for i in range(0, self.n, _window))
+    return self._shuffled(torch.Generator().manual_seed(self.rng.randrange(2**63)))
+
+@patch
+def _shuffled(self:RowsDL, g):
+    if self.n<=_window: return (yield torch.randperm(self.n, generator=g))
+    starts = torch.randperm(-(-self.n//_segment), generator=g)*_segment
+    for part in starts.split(max(1, _window//_segment)):
+        idx = (part[:,None]+torch.arange(_segment)).flatten()
+        idx = idx[idx<self.n]
+        yield idx[torch.randperm(len(idx), generator=g)]
+
+@patch
+def _batched(self:RowsDL, parts):
+    "The rows of each batch, on the device of the targets; a batch may reach over two parts"
+    rest,left = torch.empty(0, dtype=torch.long, device=self.dataset.y.device),len(self)*self.bs
+    for o in parts:
+        o = torch.cat([rest, o.to(rest.device)])[:left]
+        n = len(o)//self.bs*self.bs
+        if n: yield from o[:n].split(self.bs)
+        rest,left = o[n:],left-n
+    if len(rest): yield rest
+
+
+
+# %% ../nbs/08_precompute.ipynb #f2e13bea
 class StaleActivations(RuntimeError): "Raised when the body is no longer what the activations were made with"
 
 # %% ../nbs/08_precompute.ipynb #35baffa9

@@ -1,5 +1,5 @@
 "The head on stored activations is the whole model with its body frozen; and a store is used for nothing that it was not made from"
-import gc, json, os, random, re, shutil, signal, sys, warnings
+import gc, json, os, random, re, shutil, signal, subprocess, sys, warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,12 +26,13 @@ from fastai.vision.core import PILImageBW, PILMask, imagenet_stats
 from fastai.vision.data import ImageBlock, MaskBlock
 from fastai.vision.learner import unet_learner
 from fasttransform import DisplayedTransform, ItemTransform, Pipeline
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torchvision.models import resnet18
 from fastai_clr import precompute
 from fastai_clr.activations import CannotDescribe, hash_module
 from fastai_clr.data import picture_dls
-from fastai_clr.precompute import HeadLearner, StaleActivations, split_model, store_parts
+from fastai_clr.precompute import HeadLearner, RowsDL, StaleActivations, split_model, store_parts
 from conftest import root, run
 from pictures import calls, listing, lite0, nudge, plain_dls, png_files, quiet, small, some
 
@@ -1450,3 +1451,69 @@ def test_a_bar_tells_the_speed(tmp_path, capsys):
     learn.add_cb(ProgressCallback())
     learn.precompute(dtype='float32')
     assert 'items a second' in capsys.readouterr().out
+
+# Very many rows
+
+def rows_dl(n, bs=8, **kw): return RowsDL(SimpleNamespace(y=torch.arange(n), batch=lambda idx, clean: (idx,idx)), n=n, bs=bs, indexed=True, **kw)
+
+@given(n=st.integers(1, 400), bs=st.integers(1, 50), drop_last=st.booleans(), shuffle=st.booleans(), segment=st.integers(1, 40), k=st.integers(1, 9))
+@settings(deadline=None, max_examples=200)
+def test_an_order_in_parts(n, bs, drop_last, shuffle, segment, k):
+    "Each row once, in whole batches, whatever the parts; the same for the same state of the generator"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(precompute, '_segment', segment)
+        m.setattr(precompute, '_window', segment*k)
+        dl = rows_dl(n, bs, shuffle=shuffle, drop_last=drop_last)
+        state = dl.rng.getstate()
+        a = [x.tolist() for x,_ in dl]
+        dl.rng.setstate(state)
+        b = [x.tolist() for x,_ in dl]
+    seen = sum(a, [])
+    assert a==b and len(a)==len(dl) and all(len(o)==bs for o in a[:-1])
+    assert len(set(seen))==len(seen)==(n//bs*bs if drop_last else n) and set(seen)<=set(range(n))
+    if not shuffle: assert seen==list(range(len(seen)))
+
+def test_parts_are_well_mixed(monkeypatch):
+    "A batch has rows from all over the set, and epochs differ"
+    monkeypatch.setattr(precompute, '_segment', 10)
+    monkeypatch.setattr(precompute, '_window', 1000)
+    dl = rows_dl(10_000, 100, shuffle=True)
+    a,b = [torch.stack([x for x,_ in dl]) for _ in range(2)]
+    assert not torch.equal(a, b)
+    spread = a.float().std(1)/(10_000/12**.5)   # 1 for rows drawn from all of the set
+    assert .9<spread.mean()<1.1 and (a[:,1:]==a[:,:-1]+1).float().mean()<.02
+
+MANY = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from fastai_clr.activations import StoreWriter
+from fastai_clr.precompute import Rows, RowsDL
+def anon(): return int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1])/1024
+root,n,block = Path(sys.argv[1]),int(sys.argv[2]),int(sys.argv[3])
+with StoreWriter(root, dict(set='train', n=n), n, block) as w:
+    w.new(x=((1,),'float16'), y=((),'uint8'), i=((),'int64'))
+    for b in w.missing:
+        k = min(block, n-b*block)
+        w.put(b, x=np.zeros((k,1), np.float16), y=np.zeros(k, np.uint8), i=np.arange(b*block, b*block+k))
+    store = w.close()
+for b in range(len(store.blocks)): store.verify([b])   # once, as a first epoch does
+start,dl = anon(),RowsDL(Rows([store], 'disk', 'cpu'), bs=256, shuffle=True)
+dl.dataset.unseen[0][:] = False
+peak,times,it = 0,[],iter(dl)
+for i in range(300):
+    t = time.perf_counter()
+    next(it)
+    times.append(time.perf_counter()-t)
+    peak = max(peak, anon())
+print(peak-start, 1e3*sorted(times)[150])
+"""
+
+@pytest.mark.skipif(not os.environ.get('STRESS') or not os.path.exists('/proc/self/status'), reason='writes 1.1 GB: set STRESS=1')
+def test_a_hundred_million_rows(tmp_path):
+    "Memory, in MB, is that of a window of the order, and not of all rows; what a batch takes is printed"
+    def run(n): return [float(o) for o in subprocess.run([sys.executable, '-W', 'ignore', '-c', MANY, str(tmp_path/str(n)), str(n), str(min(n, 1<<16))],
+        capture_output=True, text=True, check=True).stdout.split()]
+    few,many = run(10**5),run(10**8)
+    print(f'MB and ms a batch: {few} with 1e5 rows, {many} with 1e8')
+    assert many[0]<few[0]+300   # an order of all rows alone takes 800

@@ -97,13 +97,13 @@ def test_networks_of_the_same_weights_are_told_apart(many, tmp_path, other):
 def as_fastai(dl):
     "The order that fastai's shuffle gives; its loop also draws a seed for workers"
     torch.empty((), dtype=torch.int64).random_()
-    return torch.tensor(DataLoader.get_idxs(dl))
+    return [torch.tensor(DataLoader.get_idxs(dl))]
 
 @pytest.mark.parametrize('shuffle', [False, True])
 def test_training_the_head_is_training_the_frozen_model(many, tmp_path, monkeypatch, shuffle):
     """Batch by batch the same losses, and in the end the same weights: body in eval mode, no augmentation, the same dropout, and the same
     order of pictures, for which the head's data is shuffled as fastai shuffles"""
-    monkeypatch.setattr(RowsDL, '_index', as_fastai)
+    monkeypatch.setattr(RowsDL, '_windows', as_fastai)
     def make(): return small(plain_dls(many), tmp_path/'run', train_bn=False)
     whole,learn = make(),make()
     whole.freeze()
