@@ -109,7 +109,7 @@ def bench_rules(o):
     worst,ahead = max(scores['ours']),[k for k in RULES[:-1] if avg[k]<avg['ours']]
     body,gone = '\n'.join(rows),[f'{t} with seed {s}' for t,ss in whole.items() for s in o.seeds if s not in ss]
     missing = f" Not measured yet: {', '.join(gone)}." if gone else ''
-    write_section('Learning rates suggested', f"bench_lr_range.py{f' --data {o.name}=PATH --size {o.size}' if o.data else ''} --seeds {' '.join(map(str, o.seeds))}", f"""{ARCH}, `fit_sgdr(1, cycle_len=2, lr_max=…)`, one lr for all groups; mean validation loss of the seeds, and its ratio to that of the best of nine lrs. `valley`, `slide`, `minimum` and `steep` are fastai's rules on `lr_find`, `ours` is the upper bound of `lr_range_test()`; each seed trains with what was suggested for it.{missing}
+    write_section('Learning rates suggested', f"bench_lr_range.py{f' --data {o.name}=PATH --size {o.size}' if o.data else ''} --seeds {' '.join(map(str, o.seeds))}{' --saved' if o.saved else ''}", f"""{ARCH}, `fit_sgdr(1, cycle_len=2, lr_max=…)`, one lr for all groups; mean validation loss of the seeds, and its ratio to that of the best of nine lrs. `valley`, `slide`, `minimum` and `steep` are fastai's rules on `lr_find`, `ours` is the upper bound of `lr_range_test()`; each seed trains with what was suggested for it.{missing}{f' {o.note}' if o.note else ''}
 
 | task | | lr, by seed | loss | ÷ best |
 |---|---|---|---|---|
@@ -158,6 +158,7 @@ if __name__=='__main__':
     p.add_argument('--share', type=int, nargs=2, metavar=('I','N'), help='do every N-th cell from the I-th, and write no results')
     p.add_argument('--grid', action='store_true', help='the cells of the grid only')
     p.add_argument('--saved', action='store_true', help='write the results of the cells that are there')
+    p.add_argument('--note', help='a sentence for the results, such as where saved cells were made')
     p.add_argument('--rounds', type=int, default=3)
     p.add_argument('--cells', default='runs/bench_lr_range', help='folder of the results of single runs')
     o = p.parse_args()
