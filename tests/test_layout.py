@@ -7,7 +7,7 @@ from conftest import root
 # What each module may import of this package
 ALLOWED = dict(plots=set(), schedules={'plots'}, cycles={'plots','schedules'}, snapshots={'plots','cycles'},
     resume={'schedules','snapshots'}, fit={'plots','schedules','cycles','snapshots','resume'}, lr_range={'plots','cycles','snapshots','resume','fit'},
-    activations=set(), precompute={'activations'}, heads={'plots','schedules','snapshots','precompute'}, data=set(),
+    activations=set(), precompute={'activations'}, heads={'plots','schedules','cycles','snapshots','precompute'}, data=set(),
     recipe={'plots','schedules','cycles','snapshots','resume','fit','lr_range','activations','precompute','heads'}, report={'plots','recipe'},
     cli={'schedules','activations','data','recipe','report'})
 ALLOWED['all'] = set(ALLOWED)

@@ -21,7 +21,8 @@ def make_learner(digits, weights, path):
     return picture_learner(dls, 'tf_efficientnet_lite0', path=path, weights=weights)
 
 class Watch(Callback):
-    "Note what is trained at the first batch of each fit"
+    "Note what is trained at the first batch of each fit, the sweeps among them"
+    _not_resumed = ('fits',)   # else a sweep would leave no trace here either
     def __init__(self): self.fits = []
     def before_fit(self): self.fits.append(None)
     def after_batch(self):
