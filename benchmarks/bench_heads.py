@@ -96,6 +96,23 @@ def bench_loop(o):
 
 {table(res)}""")
 
+def bench_sync(o):
+    "How often an epoch makes the host wait for the GPU, by torch's profiler"
+    if DEVICE!='cuda': return print('the profile of waiting needs a GPU')
+    res = []
+    for n in (o.rows//4,o.rows):
+        with tempfile.TemporaryDirectory() as tmp:
+            fit = our_loop(head_learner(tmp, HEADS['linear 1,024→10'], n//o.bs*o.bs, o.bs), o.bs, 2)
+            fit()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as prof: fit()
+        counts = {e.key: e.count for e in prof.key_averages()}
+        waits = {k: v for k,v in counts.items() if 'Synchronize' in k or k=='aten::_local_scalar_dense'}
+        res.append({'batches': 2*(n//o.bs), 'replays of the recorded step': counts.get('cudaGraphLaunch', 0), 'waits of the host': sum(waits.values()), 'which': ', '.join(f'{k} {v}' for k,v in waits.items())})
+        print(res[-1], flush=True)
+    write_section('Waiting for the GPU', f'bench_heads.py --only sync --rows {o.rows}', f"""Two epochs of one linear head at batch size {o.bs}, from new weights to the losses, by torch's profiler: what waits must not grow with the batches: {met(res[0]['waits of the host']==res[1]['waits of the host'])}.
+
+{table(res)}""")
+
 # Many heads
 
 def bench_grid(o):
@@ -116,7 +133,7 @@ def bench_grid(o):
 
 {table(res)}""")
 
-PARTS = dict(loop=bench_loop, grid=bench_grid)
+PARTS = dict(loop=bench_loop, sync=bench_sync, grid=bench_grid)
 
 if __name__=='__main__':
     warnings.simplefilter('ignore')
