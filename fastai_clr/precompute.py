@@ -12,6 +12,7 @@ import os, random, sys, tempfile, time, warnings
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial, partialmethod
 from inspect import getclosurevars, signature
+from itertools import islice
 from pathlib import Path
 from types import FunctionType
 import fastai.callback.core, numpy as np, torch
@@ -412,6 +413,10 @@ class _Team:
         return res
 
 # %% ../nbs/08_precompute.ipynb #fed47dff
+def _round_sizes(n, most=4):
+    "Blocks of each process between two meetings: one at first, so that it shows soon if something is wrong; `n` in all"
+    return [min(1, n), *[min(most, n-i) for i in range(1, n, most)]]
+
 @patch
 @contextmanager
 def leading(self:_Team):
@@ -426,17 +431,18 @@ def leading(self:_Team):
 def shared(self:_Team, mine, n):
     "The `n` blocks of all processes for rank 0, round by round, `mine` among them; the others send theirs, and get none"
     if not self.on: yield from mine
-    for _ in range(-(-n//self.n) if self.on else 0):
+    for k in _round_sizes(-(-n//self.n)) if self.on else ():
         self.tell()
-        for o,e in self._round(mine):
+        seen = self._round(mine, k)
+        for got,_ in seen: yield from got
+        for _,e in seen:
             if e: raise RuntimeError(e)
-            if o is not None: yield o
 
 @patch
-def _round(self:_Team, mine):
-    "A block of each process and what went wrong there, for rank 0; an error of this process is raised once all know"
-    got,err = None,None
-    try: got = next(mine, None)
+def _round(self:_Team, mine, k):
+    "At most `k` blocks of each process and what went wrong there, for rank 0; an error of this process is raised once all know"
+    got,err = [],None
+    try: got += islice(mine, k)
     except Exception as e: err = e
     seen = self.gather((got, None if err is None else f'process {self.rank} of this run failed: {type(err).__name__}: {err}'))
     if err is None: return seen or ()
