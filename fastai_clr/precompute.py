@@ -381,6 +381,10 @@ def _write(learn, writer, rows, dtype):
 # %% ../nbs/08_precompute.ipynb #179468a8
 class _Failed(str): "What went wrong, to be told to all"
 
+def _round_sizes(n, most=4):
+    "Blocks of each process between two meetings: one at first, so that it shows soon if something is wrong; `n` in all"
+    return [min(1, n), *[min(most, n-i) for i in range(1, n, most)]]
+
 class _Team:
     "The processes that share the work, and how they talk; with one process, nobody to talk to"
     def __init__(self):
@@ -413,10 +417,6 @@ class _Team:
         return res
 
 # %% ../nbs/08_precompute.ipynb #fed47dff
-def _round_sizes(n, most=4):
-    "Blocks of each process between two meetings: one at first, so that it shows soon if something is wrong; `n` in all"
-    return [min(1, n), *[min(most, n-i) for i in range(1, n, most)]]
-
 @patch
 @contextmanager
 def leading(self:_Team):

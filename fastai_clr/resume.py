@@ -21,7 +21,7 @@ from fastcore.foundation import L
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.learner import Learner
-from fastai.torch_core import default_device, get_model, get_random_states, num_distrib, set_random_states
+from fastai.torch_core import default_device, get_model, get_random_states, num_distrib, rank_distrib, set_random_states
 from torch import nn
 from .schedules import Schedule
 from .snapshots import _check_state, _claim_folder, _plain_name, _write_atomic
@@ -170,6 +170,8 @@ _decoders['dtype'] = lambda e,now: getattr(torch, e['dtype'])
 _decoders['numbers'] = lambda e,now: list(e['numbers'].unbind())
 
 # %% ../nbs/04_resume.ipynb #106a3edc
+def _inner(dl): return dl.dl if type(dl).__name__=='DistributedDL' else dl   # what several processes share
+
 def _encode_grads(model):
     "Each parameter's gradient: `None`, zero, or a tensor"
     return [None if p.grad is None else _encode(p.grad) if p.grad.any() else 0 for p in model.parameters()]
@@ -182,11 +184,13 @@ def _generators(dl): return [getattr(o, 'generator', None) for o in (dl,getattr(
 
 def _loader_state(dl):
     "What decides a DataLoader's next order"
+    dl = _inner(dl)
     return dict(rng=dl.rng.getstate() if isinstance(getattr(dl, 'rng', None), random.Random) else None,
         generators=[o.get_state() if isinstance(o, torch.Generator) else None for o in _generators(dl)],
         idxs=list(map(int, dl.items.idxs)) if hasattr(dl, 'make_chunks') else None)   # texts of a language model are shuffled in place
 
 def _load_loader_state(dl, state):
+    dl = _inner(dl)
     if state['rng'] is not None: dl.rng.setstate(state['rng'])
     for o,v in zip(_generators(dl), state['generators']):
         if v is not None: o.set_state(v)
@@ -200,6 +204,7 @@ def _parts(learn): return {id(o) for o in [*learn.model.parameters(),*learn.mode
 def _cb_state(cb, parts, unknown):
     "What a callback remembers; what can't be kept is noted in `unknown`"
     res = {}
+    if type(cb).__name__=='DistributedTrainer': return res   # it is the run's, with its processes and DataLoaders
     for k,v in vars(cb).items():
         if k=='learn' or k in getattr(cb, '_not_resumed', ()) or isinstance(v, Callback) and v.learn is not None: continue
         try: res[k] = _encode(v, parts)
@@ -360,7 +365,9 @@ def _describe_set(dl):
 def _describe(learn, plan):
     "What a checkpoint belongs to, in plain values"
     opt = learn.opt
-    res = dict(plan, model=_no_address(learn.model).splitlines(), loss=_no_address(learn.loss_func), device=str(getattr(learn.dls, 'device', None) or default_device()))
+    several = dict(processes=num_distrib()) if num_distrib()>1 else {}
+    res = dict(plan, **several, model=_no_address(learn.model).splitlines(), loss=_no_address(learn.loss_func))
+    res['device'] = str(getattr(learn.dls, 'device', None) or default_device())
     res['optimizer'] = f"{type(opt).__name__} with {len(opt.hypers)} groups of {', '.join(sorted(opt.hypers[0]))}"
     res['trainable'] = ''.join('01'[p.requires_grad] for p in learn.model.parameters())
     if _loss_module(learn) is not None: res['weights of the loss'] = [_hash_items(o) for o in _loss_module(learn).state_dict().values()]
@@ -388,44 +395,87 @@ def _line_differences(old, new):
     return [f"`{' '.join(o.strip() for o in old[a:b])[:150]}` became `{' '.join(o.strip() for o in new[c:d])[:150]}`" for op,a,b,c,d in m.get_opcodes() if op!='equal']
 
 # %% ../nbs/04_resume.ipynb #a90ef29d
+def _by_first(f):
+    "What `f` gives in the first process, or the error that it raises there, for all of them"
+    if num_distrib()<2: return f()
+    res,err = None,None
+    if not rank_distrib():
+        try: res = f()
+        except Exception as e: err = e
+    box = [res, None if err is None else f'{type(err).__name__}: {err}']
+    torch.distributed.broadcast_object_list(box, src=0)
+    if err is not None: raise err
+    if box[1] is not None: raise ValueError(f'the first process of this run ended with {box[1]}')
+    return box[0]
+
+_own = ('attrs','cbs','loaders','random')
+
+def _gathered(state):
+    "The state, and of the other processes what each has for itself: a list for the first one, empty for the others"
+    if num_distrib()<2: return state,[]
+    res = None if rank_distrib() else [None]*num_distrib()
+    torch.distributed.gather_object({k: state[k] for k in _own} if rank_distrib() else None, res)
+    return state,(res or [None])[1:]
+
+# %% ../nbs/04_resume.ipynb #33f6340a
+def _at_device(e, old, new):
+    "An encoded state whose tensors go to the device `new` in place of `old`"
+    if isinstance(e, dict): return {k: new if k=='device' and v==old else _at_device(v, old, new) for k,v in e.items()}
+    return type(e)(_at_device(v, old, new) for v in e) if type(e) in (list,tuple) else e
+
+def _load_gathered(learn, saved):
+    "Put a Learner into the state that its process had"
+    rank,state = rank_distrib(),saved['learner']
+    if rank:
+        dev = torch.device(learn.dls.device or 'cpu')
+        state = {**_at_device(state, f'{dev.type}:0', str(dev)), **saved['others'][rank-1]}
+    load_learner_state(learn, state)
+
+# %% ../nbs/04_resume.ipynb #e1ad4ee5
 _FORMAT = 1
 
 class Resumable:
-    "Context in which one fit of a Learner writes a checkpoint each epoch, and goes on from the latest if there is one"
+    "Context in which one fit of a Learner writes a checkpoint each epoch, and goes on from the latest if there is one; of several processes, the first writes and reads"
     def __init__(self,
-        learn:Learner, # Any Learner on one process, made as in the run that is to go on
+        learn:Learner, # Any Learner, made as in the run that is to go on, with as many processes
         name:str, # Checkpoints go to `learn.path/learn.model_dir/'resume'/name`
         **plan # What else must be the same, by name, such as the schedule
     ):
         self.learn,self.folder,self.plan,self.state,self.info,self.ended = learn,learn.path/learn.model_dir/'resume'/_plain_name(name, 'resume'),plan,None,None,None
-        self.say = print if learn.logger is print else lambda o: None
+        self.first = not rank_distrib()
+        self.say = print if learn.logger is print and self.first else lambda o: None
 
     def __enter__(self):
         "Lock the name, read the latest checkpoint that is whole, and take over the loop; ValueError if it belongs to something else"
         self._refuse()
         if self.learn.opt is None: self.learn.create_opt()
-        self.of,self.rows,self.start,self.last,self.warned = _describe(self.learn, self.plan),[],0,None,False
-        self.lock = _claim_folder(self.folder, 0, '`resume`')
-        try:
-            for o in [*self.folder.glob('.epoch-*'),*self.folder.glob('.final.*'),*self.folder.glob('.begun.*')]: o.unlink()   # of a process that was killed
-            self._read()
+        self.of,self.rows,self.start,self.last,self.warned,self.lock = _describe(self.learn, self.plan),[],0,None,False,None
+        try: self.going_on,self.info,self.state = _by_first(self._look)
         except BaseException:
-            self.lock.release(force=True)
+            self._release()
             raise
         self.learn._do_fit = self._do_fit
         return self
+
+    def _look(self):
+        self.lock = _claim_folder(self.folder, 0, '`resume`')
+        for o in [*self.folder.glob('.epoch-*'),*self.folder.glob('.final.*'),*self.folder.glob('.begun.*')]: o.unlink()   # of a process that was killed
+        self._read()
+        return self.going_on,self.info,self.state
 
     def __exit__(self, kind, *args):
         vars(self.learn).pop('_do_fit', None)
         try:
             if kind is None: self._finish()
-        finally: self.lock.release(force=True)
+        finally: self._release()
 
-# %% ../nbs/04_resume.ipynb #33f6340a
+    def _release(self):
+        if self.lock is not None: self.lock.release(force=True)
+
+# %% ../nbs/04_resume.ipynb #21a545a8
 @patch
 def _refuse(self:Resumable):
     "ValueError on what can't go on bit for bit"
-    if num_distrib()>1: raise ValueError("`resume` works in one process, and this fit has several: leave it out")
     for dl in self.learn.dls.loaders:
         if getattr(getattr(dl, 'fake_l', dl), 'persistent_workers', False):
             raise ValueError("`resume` can't restore workers that live on between epochs: make the DataLoaders with `persistent_workers=False`")
@@ -470,17 +520,23 @@ def _finish(self:Resumable):
     "Once the fit is over, its callbacks' `after_fit` included: write the end, or put it back if it was there"
     if self.state is not None or self.last is None and self.ended is None: return   # no epoch took place
     file = self.folder/'final.json'
-    if self.ended is None: return self._write(file, learner_state(self.learn)[0], self.last, 'final')
-    try: info,state = _open(file)
-    except _damages: return
-    if info['of']==self.of and state is not None: load_learner_state(self.learn, state['learner'])
+    if self.ended is None: return self._write(file, *_gathered(learner_state(self.learn)[0]), self.last, 'final')
+    state = _by_first(lambda: self._end(file))
+    if state is not None: _load_gathered(self.learn, state)
 
 # %% ../nbs/04_resume.ipynb #46c34845
+@patch
+def _end(self:Resumable, file):
+    "The state that the fit has ended in, if it was written"
+    try: info,state = _open(file)
+    except _damages: return
+    return state if info['of']==self.of else None
+
 @patch
 def _do_fit(self:Resumable):
     "The Learner's loop, from where the checkpoint says"
     learn,begun = self.learn,self.folder/'begun.json'
-    _write_atomic(begun, lambda f: f.write_text(json.dumps(self.of, indent=1), encoding='utf-8'))
+    if self.first: _write_atomic(begun, lambda f: f.write_text(json.dumps(self.of, indent=1), encoding='utf-8'))
     del learn._do_fit   # so that an export within the fit is of a plain Learner
     if self.state is not None: self._restore()
     if self.ended=='cancelled': raise CancelFitException()
@@ -504,7 +560,7 @@ def _do_epoch(self:Resumable, epoch):
 def _restore(self:Resumable):
     "Put the Learner into the checkpoint's state"
     learn = self.learn
-    load_learner_state(learn, self.state['learner'])
+    _load_gathered(learn, self.state)
     self.rows,self.start,learn.epoch = self.state['rows'],self.info['epoch']+1,self.info['epoch']
     if getattr(getattr(learn, 'progress', None), 'mbar', None): learn.progress.mbar.update(0)   # which starts its clock
     for row in [] if any(isinstance(o, CSVLogger) and o.append for o in learn.cbs) else self.rows: learn.logger(L(_decode(row)))
@@ -518,18 +574,19 @@ def _save(self:Resumable, epoch, ended):
     if unknown and not self.warned: self._warn(unknown)
     if hasattr(learn, 'recorder') and len(self.rows)<len(learn.recorder.values): self.rows.append([_encode_row(o) for o in learn.recorder.log])
     self.last = epoch
-    if self._write(self.folder/f'epoch-{epoch:05d}.json', state, epoch, ended): self._drop_old()
+    if self._write(self.folder/f'epoch-{epoch:05d}.json', *_gathered(state), epoch, ended): self._drop_old()
 
 def _encode_row(v):
     try: return _encode(v)
     except CannotKeep: return str(v)
 
 @patch
-def _write(self:Resumable, file, state, epoch, ended):
+def _write(self:Resumable, file, state, others, epoch, ended):
     "Write a state and its description; whether the disk took it"
+    if not self.first: return False
     info = dict(format=_FORMAT, epoch=epoch, ended=ended, time=time.strftime('%Y-%m-%d %H:%M:%S'), torch=torch.__version__, of=self.of)
     try:
-        _write_atomic(file.with_suffix('.pth'), lambda f: torch.save(dict(learner=state, rows=self.rows), f))
+        _write_atomic(file.with_suffix('.pth'), lambda f: torch.save(dict(learner=state, others=others, rows=self.rows), f))
         info['sha256'] = _sha(file.with_suffix('.pth'))
         info['seal'] = _seal(info)
         _write_atomic(file, lambda f: f.write_text(json.dumps(info, indent=1), encoding='utf-8'))

@@ -262,3 +262,53 @@ def test_a_killed_process(digits, tmp_path, n):
     codes,seen = team(tmp_path, 'again', n)
     assert not any(codes), seen
     assert sum(o['made']['calls'] for o in seen)==2+train-done+valid   # two of them a look at the first items
+
+# A run of several that was killed
+
+def night(path, n, name, *args, timeout=60):
+    "Exit status of `n` processes that train with `resume`, and what each saw"
+    path.mkdir(exist_ok=True)
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': loopback, 'WORLD_SIZE': str(n), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
+    logs = [path/f'{name}-{o}.log' for o in range(n)]
+    ps = [subprocess.Popen([sys.executable, '-W', 'ignore', str(root/'tests/worker_resume.py'), str(path), name, *map(str, args)], stdout=log.open('w'), stderr=subprocess.STDOUT,
+        env={**env, 'RANK': str(o), 'LOCAL_RANK': str(o)}) for o,log in enumerate(logs)]
+    codes = [wait(p, timeout) for p in ps]
+    files = [path/f'{name}-{o}.json' for o in range(n)]
+    return codes,[json.loads(f.read_text()) if f.exists() else log.read_text() for f,log in zip(files, logs)]
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory):
+    path = tmp_path_factory.mktemp('unbroken')
+    codes,seen = night(path, 2, 'whole', -1, 0, 0)
+    assert not any(codes), seen
+    return path,seen
+
+def test_an_unbroken_night(unbroken):
+    "The two saw other items, and have the same weights"
+    a,b = unbroken[1]
+    assert a['weights']==b['weights'] and len(a['seen'])==len(b['seen'])==6*6 and not set(a['seen'])&set(b['seen'])
+    assert a['snapshots']==3 and len(a['values'])==6
+
+@pytest.mark.parametrize('rank,epoch,batch', [(0,3,2), (1,4,0)])
+def test_a_killed_night_goes_on(unbroken, tmp_path, rank, epoch, batch):
+    "Bit for bit, in each process: weights, losses, the order of items and what a callback remembers of them"
+    codes,seen = night(tmp_path, 2, 'killed', rank, epoch, batch)
+    assert codes[rank]==-9 and codes[1-rank]!=0, seen
+    codes,seen = night(tmp_path, 2, 'again', -1, 0, 0)
+    assert not any(codes), seen
+    for got,ref in zip(seen, unbroken[1]): assert got==ref
+    assert 'Going on: checkpoint' not in (tmp_path/'again-1.log').read_text()
+
+def test_a_finished_night(unbroken):
+    "Run again, it trains nothing, and each process has the end"
+    codes,seen = night(unbroken[0], 2, 'finished', -1, 0, 0)
+    assert not any(codes), seen
+    for got,ref in zip(seen, unbroken[1]): assert got['weights']==ref['weights'] and got['values']==ref['values'] and got['seen']==ref['seen']
+
+def test_another_night_is_refused(unbroken):
+    "By all of them, for one reason: another schedule, another number of processes"
+    codes,seen = night(unbroken[0], 2, 'longer', -1, 0, 0, 4)
+    assert not any(codes) and all('is of another run' in o['error'] and 'n_cycles=3' in o['error'] for o in seen), seen
+    assert seen[1]['error'].startswith('the first process of this run ended with ValueError')
+    codes,seen = night(unbroken[0], 3, 'more', -1, 0, 0)
+    assert not any(codes) and all('processes: 2 became 3' in o['error'] for o in seen), seen
