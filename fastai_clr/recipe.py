@@ -41,6 +41,7 @@ class RecipeReport:
     confusion:list = field(default_factory=list) # Counts by true class (rows) and predicted class (columns)
     mistakes:list = field(default_factory=list) # A dict each, worst first: true, predicted, prob, loss, name, picture (array of shape (h, w, 3))
     stopped:str|None=None # Why step 8 ended before its last cycle; `None`: it did not
+    kept:int|None=None # Step whose weights the model has in the end: 3, 4 or 8, the one of the lowest validation loss
     finished:bool=False # Whether all eight steps were done
 
     def table(self)->pd.DataFrame: # A row a step
@@ -72,7 +73,7 @@ def _lr_text(lr):
 
 class _Run:
     "Does steps, says what it does, and writes down what came out"
-    def __init__(self, learn, report): self.learn,self.report,self.current = learn,report,1
+    def __init__(self, learn, report): self.learn,self.report,self.current,self.best = learn,report,1,None
 
     def say(self, s): print(s, flush=True) if self.learn.logger is print else None
 
@@ -99,6 +100,19 @@ class _Run:
         "Losses and first metric of `epoch`, by default the last one"
         train,valid,*metrics = learn.recorder.values[-1 if epoch is None else epoch]
         row.update(train_loss=float(train), valid_loss=float(valid), metric=float(metrics[0]) if metrics else None)
+
+    def offer(self, row):
+        "Remember the weights after a step if none before had a lower validation loss"
+        if self.best is not None and not row['valid_loss']<self.best[0]: return
+        self.best = row['valid_loss'],row,{k: v.detach().to('cpu', copy=True) for k,v in get_model(self.learn.model).state_dict().items()}
+
+    def keep_best(self):
+        "The model gets the best of the remembered weights"
+        _,row,state = self.best
+        self.report.kept = row['step']
+        if row is not self.report.steps[-1]:
+            get_model(self.learn.model).load_state_dict(state)
+            self.say(f"Training the whole network did not help: the model is that of step {row['step']}{_results_text(row, self.report.metric_name)}")
 
     def find_lr(self, row, learn, num_it, suggest):
         "Fastai's `lr_find`, its curve kept, and the lr that `suggest` takes from it; the Learner's own lr if there are too few points"
@@ -205,10 +219,12 @@ def _eight_steps(run, head_epochs, head_cycles, n_cycles, cycle_mult, ratio, pat
         head.fit_sgdr(1, cycle_len=head_epochs, lr_max=lr, snapshots=f'{name}-step3')
         run.record(row, head)
         run.result(row, head)
+        run.offer(row)
     with run.step(4, f'{head_cycles} cycles of one epoch', lr) as row:
         learn.fit_sgdr(head_cycles, cycle_len=1, lr_max=lr, cycle_mult=1, snapshots=f'{name}-step4')
         run.record(row, learn)
         run.result(row, learn)
+        run.offer(row)
     with run.step(5):
         learn.unfreeze()
         if not freeze_stats: learn.remove_cbs(BodyStatsFrozen)
@@ -221,6 +237,8 @@ def _eight_steps(run, head_epochs, head_cycles, n_cycles, cycle_mult, ratio, pat
         run.record(row, learn)
         report.stopped = learn.recorder.stopped
         run.result(row, learn, learn.recorder.best_epoch)
+        run.offer(row)
+    run.keep_best()
     report.finished = True
     try: _judge(report, learn)
     except Exception as e: warnings.warn(f"the report is without confusion matrix and mistakes: {e}")   # the model is trained: keep it
@@ -236,7 +254,7 @@ def fit_recipe(self:Learner,
     patience:int=1, # Step 8: cycles without a lower validation loss before training stops
     freeze_stats:bool=True, # Keep the body's BatchNorm statistics in steps 7 and 8 too; `False` for a body that was not pretrained
 )->RecipeReport: # Each step's lr, epochs, time, losses, metric, and the curves
-    "Train by the eight steps; the weights of every finished cycle are kept as snapshots. Ctrl-C raises RecipeInterrupted; that, and any other exception, holds the finished steps as `report`"
+    "Train by the eight steps; the model is in the end that of the step with the lowest validation loss, and the weights of every finished cycle are kept as snapshots. Ctrl-C raises RecipeInterrupted; that, and any other exception, holds the finished steps as `report`"
     kwargs = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=n_cycles, cycle_mult=cycle_mult, ratio=ratio, patience=patience,
         freeze_stats=freeze_stats)
     check_recipe(**kwargs)

@@ -89,6 +89,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } d
 {% if r.finished and final %}<p><span class="big">{{ '%.2f%%' % (100*final.metric) if percent else '%.4f' % final.metric }}</span> {{ r.metric_name }} on the validation set, after {{ '%.0f' % seconds }} seconds</p>
 {% elif not r.finished %}<p class="big">Not finished</p><p>The run was stopped: this page holds the steps that were done.</p>{% endif %}
 {% if r.stopped %}<p class="note">Step 8 {{ r.stopped }}.</p>{% endif %}
+{% if r.kept and r.kept!=8 %}<p class="note">Training the whole network did not help: the model is that of step {{ r.kept }}.</p>{% endif %}
 <h2>The steps</h2>
 <div class="wide"><table><thead><tr><th class="n">step</th><th>what</th><th>lr</th><th class="n">epochs</th><th class="n">seconds</th><th class="n">train loss</th><th class="n">valid loss</th><th class="n">{{ r.metric_name or 'metric' }}</th></tr></thead><tbody>
 {% for s in r.steps %}<tr><td class="n">{{ s.step }}</td><td class="w">{{ s.title }}{% if s.detail %}<br><span class="note">{{ s.detail }}</span>{% endif %}</td><td>{{ s.lr or '' }}</td><td class="n">{{ s.epochs if s.epochs is not none else '' }}</td><td class="n">{{ '%.1f' % s.seconds }}</td>{% for k in ('train_loss','valid_loss','metric') %}<td class="n">{{ '%.4f' % s[k] if s.get(k) is not none else '' }}</td>{% endfor %}</tr>
@@ -117,7 +118,7 @@ def render(
     "The report as one self-contained page"
     done = [o for o in r.steps if o.get('metric') is not None]
     return Environment(autoescape=True).from_string(_page).render(r=r, title=f"Training report: {r.settings.get('pictures', 'eight steps')}",
-        final=done[-1] if done else None, percent=r.metric_name in ('accuracy','error_rate'), seconds=sum(o['seconds'] for o in r.steps),
+        final=next((o for o in done if o['step']==r.kept), done[-1] if done else None), percent=r.metric_name in ('accuracy','error_rate'), seconds=sum(o['seconds'] for o in r.steps),
         figures=[(n,c,a,_uri(p)) for n,c,a,p in figs], mistakes=[(m, None if m['picture'] is None else _uri(_png(m['picture']))) for m in r.mistakes],
         settings=[*r.settings.items(), *r.versions.items()])
 

@@ -54,7 +54,8 @@ def test_curves_have_every_batch_and_epoch(done):
 def test_the_result_is_the_model(done):
     learn,r,*_ = done
     loss,acc = learn.validate()
-    assert r.steps[-1]['valid_loss'] == pytest.approx(loss, rel=1e-5) and r.steps[-1]['metric'] == pytest.approx(acc)
+    row = r.steps[r.kept-1]
+    assert row['valid_loss'] == pytest.approx(loss, rel=1e-2 if r.kept==3 else 1e-5) and row['metric'] == pytest.approx(acc)
     assert np.trace(r.confusion)/np.sum(r.confusion) == pytest.approx(acc)
     assert len(r.mistakes) == min(12, np.sum(r.confusion)-np.trace(r.confusion))
     assert all(m['true']!=m['predicted'] and m['picture'].shape[2]==3 for m in r.mistakes)
@@ -72,8 +73,8 @@ def test_steps_4_and_8_train_what_they_say(done):
 
 def test_body_statistics_stay_and_its_weights_train(done):
     learn,_,before,_ = done
-    after = learn.model[0].state_dict()
-    same = {k: torch.equal(v, after[k]) for k,v in before.items()}
+    after = torch.load(learn.path/'models/snapshots/recipe1-step8/cycle-000.pth', weights_only=True)
+    same = {k: torch.equal(v, after[f'0.{k}']) for k,v in before.items()}
     assert all(v for k,v in same.items() if 'running' in k or 'num_batches' in k)
     assert not all(v for k,v in same.items() if k.endswith('weight'))
 
@@ -128,6 +129,7 @@ def test_statistics_of_a_random_body_are_trained(digits, tmp_path):
     learn = picture_learner(picture_dls(digits, size=32, bs=32, flip=False), 'resnet18', path=tmp_path, pretrained=False)
     before = copy.deepcopy(learn.model[0].state_dict())
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(**SHORT, freeze_stats=False)
+    learn.load_snapshot('recipe1-step8')
     assert not [k for k,v in learn.model[0].state_dict().items() if 'running' in k and torch.equal(v, before[k])]
 
 @pytest.mark.parametrize('there,name', [([], 'recipe1'), (['recipe1-step4'], 'recipe2'), (['recipe2-step8','recipe10-step3','recipes'], 'recipe11')])
@@ -145,3 +147,25 @@ def test_lr_before_blowup():
 def test_lr_text(lr, text): assert _lr_text(lr) == text
 
 def test_an_empty_report_prints(): assert 'step' in repr(RecipeReport({}, {}))
+
+def test_the_best_step_is_kept(digits, weights, tmp_path, monkeypatch):
+    "Step 8 with an lr that ruins the network: the model is that of the step before, weight for weight"
+    learn = make_learner(digits, weights, tmp_path)
+    monkeypatch.setattr('fastai_clr.recipe._before_blowup', lambda *args: 1.)
+    monkeypatch.setattr('fastai_clr.recipe._valley', lambda *args: .01)
+    group_lrs = type(learn).group_lrs
+    monkeypatch.setattr(type(learn), 'group_lrs', lambda self, lr, ratio: group_lrs(self, lr, ratio)*100)
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(**SHORT)
+    losses = {o['step']: o['valid_loss'] for o in r.steps if o.get('valid_loss') is not None}
+    assert r.kept==min((3,4), key=losses.get) and losses[8]>min(losses.values())
+    loss,acc = learn.validate()
+    row = r.steps[r.kept-1]
+    assert loss==pytest.approx(row['valid_loss'], rel=1e-2) and acc==pytest.approx(row['metric'], abs=.02)
+    assert np.trace(r.confusion)/np.sum(r.confusion)==pytest.approx(acc)
+    page = r.save(tmp_path/'report').read_text()
+    assert f'the model is that of step {r.kept}' in page and f"{row['metric']:.2%}" in page
+
+def test_the_step_of_the_lowest_loss_is_kept(done):
+    r = done[1]
+    losses = {o['step']: o['valid_loss'] for o in r.steps if o.get('valid_loss') is not None}
+    assert r.kept==min(losses, key=losses.get)
