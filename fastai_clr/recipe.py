@@ -101,19 +101,6 @@ class _Run:
         train,valid,*metrics = learn.recorder.values[-1 if epoch is None else epoch]
         row.update(train_loss=float(train), valid_loss=float(valid), metric=float(metrics[0]) if metrics else None)
 
-    def offer(self, row):
-        "Remember the weights after a step if none before had a lower validation loss"
-        if self.best is not None and not row['valid_loss']<self.best[0]: return
-        self.best = row['valid_loss'],row,{k: v.detach().to('cpu', copy=True) for k,v in get_model(self.learn.model).state_dict().items()}
-
-    def keep_best(self):
-        "The model gets the best of the remembered weights"
-        _,row,state = self.best
-        self.report.kept = row['step']
-        if row is not self.report.steps[-1]:
-            get_model(self.learn.model).load_state_dict(state)
-            self.say(f"Training the whole network did not help: the model is that of step {row['step']}{_results_text(row, self.report.metric_name)}")
-
     def find_lr(self, row, learn, num_it, suggest):
         "Fastai's `lr_find`, its curve kept, and the lr that `suggest` takes from it; the Learner's own lr if there are too few points"
         with keep_state(learn):
@@ -129,6 +116,21 @@ class _Run:
 # %% ../nbs/11_recipe.ipynb #4f2056b4
 def _results_text(row, metric):
     return '' if row.get('valid_loss') is None else f": valid loss {row['valid_loss']:.4f}" + ('' if row.get('metric') is None else f", {metric} {row['metric']:.4f}")
+
+@patch
+def offer(self:_Run, row):
+    "Remember the weights after a step if none before had a lower validation loss"
+    if self.best is not None and not row['valid_loss']<self.best[0]: return
+    self.best = row['valid_loss'],row,{k: v.detach().to('cpu', copy=True) for k,v in get_model(self.learn.model).state_dict().items()}
+
+@patch
+def keep_best(self:_Run):
+    "The model gets the best of the remembered weights"
+    _,row,state = self.best
+    self.report.kept = row['step']
+    if row is not self.report.steps[-1]:
+        get_model(self.learn.model).load_state_dict(state)
+        self.say(f"Training the whole network did not help: the model is that of step {row['step']}{_results_text(row, self.report.metric_name)}")
 
 # %% ../nbs/11_recipe.ipynb #0dcb5d00
 def _valley(lrs, losses): return float(valley(lrs[:-5], losses[:-5], len(lrs))[0])
