@@ -270,7 +270,7 @@ def night(path, n, name, *args, timeout=60):
     path.mkdir(exist_ok=True)
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': loopback, 'WORLD_SIZE': str(n), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
     logs = [path/f'{name}-{o}.log' for o in range(n)]
-    ps = [subprocess.Popen([sys.executable, '-W', 'ignore', str(root/'tests/worker_resume.py'), str(path), name, *map(str, args)], stdout=log.open('w'), stderr=subprocess.STDOUT,
+    ps = [subprocess.Popen([sys.executable, '-W', 'ignore', str(root/'tests/worker_night.py'), str(path), name, *map(str, args)], stdout=log.open('w'), stderr=subprocess.STDOUT,
         env={**env, 'RANK': str(o), 'LOCAL_RANK': str(o)}) for o,log in enumerate(logs)]
     codes = [wait(p, timeout) for p in ps]
     files = [path/f'{name}-{o}.json' for o in range(n)]
