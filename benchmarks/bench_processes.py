@@ -58,14 +58,15 @@ def processes(o, n, tmp, threads):
 def main(o):
     with tempfile.TemporaryDirectory() as t:
         tmp = Path(t)
-        o.pictures,o.weights = demo_pictures(tmp/'digits'),demo_weights(tmp)
-        n,one,_ = processes(o, 1, tmp, 2)
+        o.pictures,o.weights = o.data or demo_pictures(tmp/'digits'),demo_weights(tmp)
+        n,one,alone = processes(o, 1, tmp, 2)
         _,two,pure = processes(o, 2, tmp, 1)
-    write_section('The pass by two processes', f'bench_processes.py --rounds {o.rounds}', f"""tf_efficientnet_lite0, {n:,} pictures of {o.size} px, `_Precompute.make` of the training set, {o.rounds} rounds. *Its own share* is what each process computes, with nobody to send it to.
+    write_section('The pass by two processes', f"bench_processes.py --rounds {o.rounds}{' --data PATH' if o.data else ''}", f"""tf_efficientnet_lite0, {n:,} pictures{f' of {o.data.name}' if o.data else ''} of {o.size} px, `_Precompute.make` of the training set, {o.rounds} rounds. *Its own share* is what each process computes, with nobody to send it to.
 
 | | s | | target | |
 |---|---|---|---|---|
 | one process, two threads | {one:.2f} | | | |
+| what it computes, with nothing to write | {alone:.2f} | writing costs {one/alone-1:.1%} | | |
 | two processes, a thread each | {two:.2f} | {two/one:.2f} of it | reported | |
 | its own share, two processes side by side | {pure:.2f} | sharing and joining cost {two/pure-1:.1%} | at most 3% | {'met' if two/pure<=1.03 else '**not met**'} |""")
 
@@ -73,6 +74,7 @@ if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--rounds', type=int, default=3)
     p.add_argument('--size', type=int, default=96)
+    p.add_argument('--data', type=Path, help='a folder of pictures with train and valid; None: the demo\'s digits')
     for k in ('--out','--pictures','--weights'): p.add_argument(k, help=argparse.SUPPRESS)
     p.add_argument('--work', action='store_true', help=argparse.SUPPRESS)
     o = p.parse_args()

@@ -381,7 +381,7 @@ def _write(learn, writer, rows, dtype):
 # %% ../nbs/08_precompute.ipynb #179468a8
 class _Failed(str): "What went wrong, to be told to all"
 
-def _round_sizes(n, most=4):
+def _round_sizes(n, most=16):
     "Blocks of each process between two meetings: one at first, so that it shows soon if something is wrong; `n` in all"
     return [min(1, n), *[min(most, n-i) for i in range(1, n, most)]]
 
