@@ -8,8 +8,8 @@ Docs: https://example.github.io/fastai_clr/cli.html.md"""
 __all__ = ['clr_train', 'clr_predict', 'clr_stores', 'clr_schedule']
 
 # %% ../nbs/13_cli.ipynb #27fba2fd
-import csv, os, shlex, shutil, sys, warnings
-from contextlib import contextmanager, nullcontext
+import csv, io, json, os, shlex, shutil, sys, warnings
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from fastcore.script import call_parse
@@ -48,45 +48,50 @@ def _replacing(path):
 
 # %% ../nbs/13_cli.ipynb #0e774a3d
 _marker = '.clr_train'
-_results = ('export.pkl','report.html','report.json','history.csv','figures/*.png','models/snapshots/recipe*-step*','models/head/snapshots/recipe*-step*')
+_results = ('export.pkl','report.html','report.json','history.csv','figures/*.png','models/snapshots/recipe*-step*','models/snapshots/recipe*-ensemble','models/resume/recipe*','models/head/resume/recipe*')
 
-def _check_out(out, pictures, weights, overwrite):
+def _check_out(out, pictures, weights, overwrite, resume=False):
     "Refuse an `out` that can't be written to, or where something would be lost"
     for k,v in {'the pictures': pictures, '--weights': weights}.items():
         if v is not None and Path(v).resolve().is_relative_to(out.resolve()): raise ValueError(f"{k} ({v}) lie inside `--out` {out}, where results are replaced: choose another folder")
     if pictures is not None and out.resolve().is_relative_to(Path(pictures).resolve()): raise ValueError(f"`--out` {out} lies inside {pictures}: nothing is written among the pictures, choose another folder")
     if out.exists() and not out.is_dir(): raise ValueError(f"`--out` {out} is a file: choose a folder")
+    if overwrite and resume: raise ValueError("`--overwrite` and `--resume` exclude each other: begin anew, or go on")
     if out.is_dir() and any(out.iterdir()):
-        if not overwrite: raise ValueError(f"`--out` {out} is not empty: choose another folder, or pass --overwrite to replace the results of an earlier run there")
-        if not (out/_marker).exists(): raise ValueError(f"`--out` {out} holds something that clr_train didn't write: --overwrite replaces results of earlier runs only, choose another folder")
+        if not overwrite and not resume: raise ValueError(f"`--out` {out} is not empty: choose another folder, pass --resume to go on with a run that was broken off there, or --overwrite to replace its results")
+        if not (out/_marker).exists(): raise ValueError(f"`--out` {out} holds something that clr_train didn't write: --overwrite and --resume are for results of earlier runs only, choose another folder")
     near = next(o for o in (out.resolve(),*out.resolve().parents) if o.exists())
     if not near.is_dir() or not os.access(near, os.W_OK|os.X_OK): raise ValueError(f"`--out` {out} can't be made: no permission to write in {near}")
 
 # %% ../nbs/13_cli.ipynb #6d707a7c
 @contextmanager
-def _new_out(out):
-    "Make `out` if it isn't there; take it away again if the block fails"
+def _new_out(out, only_look=False):
+    "Make `out` if it isn't there; take it away again if the block fails, or with `only_look`"
     was,taken = out.exists(),out.exists() and any(out.iterdir())
+    def undo():
+        if not taken: shutil.rmtree(out, ignore_errors=True)
+        if was and not taken: out.mkdir()
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out/_marker).touch()
         yield
     except BaseException:
-        if not taken: shutil.rmtree(out, ignore_errors=True)
-        if was and not taken: out.mkdir()
+        undo()
         raise
+    if only_look: undo()
 
 def _clear_out(out):
     "Remove the results of an earlier run"
     for f in [f for o in _results for f in out.glob(o)]: shutil.rmtree(f) if f.is_dir() and not f.is_symlink() else f.unlink()
 
 # %% ../nbs/13_cli.ipynb #43b74830
-def _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weights, pretrained, fp16):
+def _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weights, pretrained, fp16, label_delim):
     "A Learner for `pictures` that writes to `out`"
     from fastai.torch_core import set_seed
-    from fastai_clr.data import picture_dls, picture_learner
+    from fastai_clr.data import pick_device, picture_dls, picture_learner
     set_seed(seed, reproducible=True)
-    dls = picture_dls(pictures, size=size, bs=bs, valid_pct=valid_pct, seed=seed, flip=flip, device=device)
+    if bs is None: bs = 16 if pick_device(device).type=='cpu' else 64
+    dls = picture_dls(pictures, size=size, bs=bs, valid_pct=valid_pct, seed=seed, flip=flip, device=device, label_delim=label_delim)
     if fp16 and dls.device.type!='cuda': raise ValueError(f"`--fp16` needs an NVIDIA GPU, and training is on {dls.device}: leave it out")
     learn = picture_learner(dls, arch, path=out, weights=weights, pretrained=pretrained)
     _try_batch(learn, arch, size)
@@ -100,30 +105,83 @@ def _try_batch(learn, arch, size):
         if type(e).__name__=='OutOfMemoryError': raise
         raise ValueError(f"`--arch` {arch} can't take pictures of `--size` {size}: {next(iter(str(e).splitlines()), type(e).__name__)}") from e
 
-def _export(learn):
-    "Write `export.pkl`"
+def _export(learn, report):
+    "Write `export.pkl`, of the ensemble if that is the best"
     if hasattr(learn, 'mixed_precision'): learn = learn.to_fp32()
+    if report.ensemble: return learn.export_ensemble('export.pkl', report.ensemble['name'])
     with _replacing(learn.path/'export.pkl') as tmp: learn.export(tmp.name)
 
+# %% ../nbs/13_cli.ipynb #4ef8978d
+def _test_pictures(path, learn, label_delim):
+    "Pictures of a test set and their targets; ValueError on labels that training doesn't know"
+    import torch
+    from fastai_clr.data import find_pictures
+    pics,vocab = find_pictures(path, label_delim),{o: i for i,o in enumerate(learn.dls.vocab)}
+    of = [l if isinstance(l, list) else [l] for l in pics.labels]
+    new = sorted({o for l in of for o in l}-vocab.keys())
+    if new: raise ValueError(f"`--test` {path} has labels that training doesn't know: {', '.join(new[:5])}{' and others' if len(new)>5 else ''}")
+    idxs = [[vocab[o] for o in l] for l in of]
+    if label_delim is None: return pics.files,torch.tensor([o[0] for o in idxs])
+    return pics.files,torch.stack([torch.zeros(len(vocab)).scatter(0, torch.tensor(o, dtype=torch.long), 1.) for o in idxs])
+
+def _score_test(learn, report, files, targs):
+    "Loss and metrics on a test set, of the model or of the ensemble"
+    from fastai_clr.snapshots import _scores
+    dl = learn.dls.test_dl(files, bs=learn.dls.bs)
+    preds = (learn.snapshot_preds(report.ensemble['name'], dl=dl) if report.ensemble else learn.get_preds(dl=dl))[0]
+    scores = _scores(learn, preds.float(), targs)
+    report.test = dict(pictures=len(files), loss=scores.pop('valid_loss'), **scores)
+
 # %% ../nbs/13_cli.ipynb #08d49bd4
-def _run(learn, settings, recipe):
-    "Train by the recipe, and write the report and the exported Learner"
+def _run(learn, settings, recipe, test):
+    "Train by the recipe, and write the report and the exported Learner; the report"
     from fastai_clr.recipe import RecipeInterrupted
     from fastai_clr import report as _   # adds `save` to the report; chkstyle: ignore
-    try: report = learn.fit_recipe(**recipe)
+    def write(report):
+        report.settings.update(settings)
+        if report.finished and test is not None and report.test is None: _score_test(learn, report, *test)
+        report.save(learn.path)
+        if report.finished: _export(learn, report)
+    try: return learn.fit_recipe(**recipe, then=write)
     except BaseException as e:
         report = getattr(e, 'report', None)
         if report is None: raise
-        report.settings.update(settings)
-        report.save(learn.path)
-        if report.finished: _export(learn)
+        if not report.finished: write(report)
         if not isinstance(e, RecipeInterrupted): raise
         done = 'All steps were done' if report.finished else f'Step {e.step} was not finished'
-        raise KeyboardInterrupt(f'{done}. The finished steps are in {learn.path}/report.html, the weights of every finished cycle below {learn.path}/models') from e
-    report.settings.update(settings)
-    report.save(learn.path)
-    _export(learn)
-    print(f'\n{report!r}\n\nWrote {learn.path}/export.pkl and {learn.path}/report.html')
+        raise KeyboardInterrupt(f'{done}. The finished steps are in {learn.path}/report.html; the same command with --resume goes on') from e
+
+def _summary(learn, report):
+    "What came out, as words"
+    model = f"an ensemble of {report.ensemble['n']} models" if report.ensemble else f'the model of {report.kept}'
+    test = '' if report.test is None else f"\n\nOn the test set of {report.test['pictures']:,} pictures: {', '.join(f'{k} {v:.4f}' for k,v in report.test.items() if k!='pictures')}"
+    return f'\n{report!r}{test}\n\nWrote {learn.path}/export.pkl ({model}) and {learn.path}/report.html'
+
+def _plan_json(report): return json.dumps(dict(dry_run=True, steps=report.steps, seconds=sum(o['seconds'] for o in report.steps)))
+
+def _as_json(learn, report):
+    "What came out, as one line of JSON"
+    best = report.ensemble or next((o for o in report.candidates if o['name']==report.kept), {})
+    return json.dumps(dict(out=str(learn.path), kept='ensemble' if report.ensemble else report.kept, valid_loss=best.get('valid_loss'), metric_name=report.metric_name, metric=best.get('metric'),
+        test=report.test, seconds=sum(o['seconds'] for o in report.steps), steps=report.steps))
+
+# %% ../nbs/13_cli.ipynb #4b3aaffd
+def _is_finished(out):
+    "Whether the run in `out` has come to its end"
+    file = out/'report.json'
+    return file.exists() and (out/'export.pkl').exists() and json.loads(file.read_text(encoding='utf-8'))['finished']
+
+@contextmanager
+def _silence(on):
+    "Nothing on standard output"
+    with redirect_stdout(io.StringIO()) if on else nullcontext(): yield
+
+@contextmanager
+def _bars(learn, off):
+    "Without progress bars and messages, if `off`"
+    with ExitStack() as stack:
+        if off: [stack.enter_context(o) for o in (learn.no_bar(),learn.no_logging())]
+        yield
 
 # %% ../nbs/13_cli.ipynb #9d492a3e
 @call_parse(pos=['pictures'])
@@ -132,12 +190,12 @@ def clr_train(
     out:str='runs/latest', # Folder for the results; must be new or empty
     arch:str=None, # Model of torchvision or timm; resnet34 unless --demo
     size:int=None, # Height and width of the pictures, in pixels; 224 unless --demo
-    bs:int=64, # Pictures a batch
+    bs:int=None, # Pictures a batch; 64 on a GPU and for --demo, 16 on a CPU, where small batches are faster
     valid_pct:float=0.2, # Share of the pictures kept for validation, between 0 and 1, unless there are train and valid folders
-    head_epochs:int=2, # Step 3: epochs of the head on precomputed activations
-    head_cycles:int=3, # Step 4: cycles, of one epoch each, of the head with augmentation
-    cycles:int=3, # Step 8: cycles of the whole network at most, each twice as long as the last
-    ratio:float=None, # Step 6: how many times lower the lr of each group is than the next one's; 10, or 1 with --no-pretrained
+    head_epochs:int=None, # Step 3: epochs of the head on precomputed activations; about 150 batches, in 2 to 50 epochs
+    head_cycles:int=3, # Step 4: cycles, of one epoch each, of the head with augmentation; 0: without this step
+    cycles:int=3, # Step 8: cycles of the whole network at most, each twice as long as the last; 0: without steps 5 to 8
+    ratio:float=None, # Step 6: how many times lower the lr of each group is than the next one's; 10, or 3 if the head alone takes less than half off the loss, or 1 with --no-pretrained
     patience:int=1, # Step 8: cycles without a lower validation loss before training stops
     flip:bool=True, # Never mirror pictures: for digits and text
     seed:int=42, # Seed of the split and the training
@@ -145,6 +203,13 @@ def clr_train(
     pretrained:bool=True, # Begin from random weights
     device:str=None, # cpu, cuda, cuda:1, mps; the GPU when there is one
     fp16:bool=False, # Mixed precision, on an NVIDIA GPU
+    time_budget:str=None, # How long the training may take, such as 90s, 10m or 1h30m: steps 4 to 8 are planned for it; no limit
+    resume:bool=False, # Go on with a run that was broken off in --out; begin, if there is none
+    dry_run:bool=False, # Train nothing: time a few batches, and say what the steps would take
+    test:str=None, # Pictures to score once in the end, as a folder of class folders or a CSV
+    label_delim:str=None, # What separates the labels of a picture in a CSV, such as ';': several labels a picture; one label
+    quiet:bool=False, # Print warnings and errors only
+    json:bool=False, # Print one line of JSON in the end, and nothing else on standard output
     demo:bool=False, # Train on scikit-learn's handwritten digits, with an EfficientNet-Lite0 from PyPI
     overwrite:bool=False, # Replace the results of an earlier run in --out
 ):
@@ -152,18 +217,28 @@ def clr_train(
     with _sentences('clr_train'):
         out = Path(out)
         if demo==(pictures is not None): raise ValueError("pass a folder of pictures, or --demo, and not both: see clr_train --help")
-        _check_out(out, pictures, weights, overwrite)
+        _check_out(out, pictures, weights, overwrite, resume)
+        if resume and _is_finished(out): return print(f'{out} is finished: nothing is left to do')
         from fastai_clr.recipe import check_recipe
         recipe = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=cycles, patience=patience, freeze_stats=pretrained,
-                      ratio=ratio if ratio is not None else 10 if pretrained else 1)
+                      ratio=ratio if ratio is not None or pretrained else 1, time_budget=time_budget)
         check_recipe(**recipe)
         arch = arch or ('tf_efficientnet_lite0' if demo else 'resnet34')
         if size is None: size = 64 if demo else 224
-        with _new_out(out):
+        if bs is None and demo: bs = 64
+        silent = quiet or json
+        with _new_out(out, dry_run), _silence(silent):
             if demo: pictures,weights,flip = _demo(out, arch, weights, pretrained)
-            learn = _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weights, pretrained, fp16)
-        _clear_out(out)
-        _run(learn, dict(pictures=str(pictures), arch=arch, size=size, valid_pct=valid_pct, seed=seed, fp16=fp16, command=shlex.join(sys.argv)), recipe)
+            learn = _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weights, pretrained, fp16, label_delim)
+            pics = None if test is None else _test_pictures(test, learn, label_delim)
+            if dry_run:
+                with _bars(learn, silent): report = learn.fit_recipe(**recipe, dry_run=True)
+        if dry_run: return print(_plan_json(report) if json else f'{report!r}\n\nA dry run: epochs and seconds are what is to be expected')
+        if not resume: _clear_out(out)
+        settings = dict(pictures=str(pictures), arch=arch, size=size, valid_pct=valid_pct, seed=seed, fp16=fp16, test=test, label_delim=label_delim, command=shlex.join(sys.argv))
+        with _silence(silent), _bars(learn, silent): report = _run(learn, settings, recipe, pics)
+        if json: print(_as_json(learn, report))
+        elif not quiet: print(_summary(learn, report))
 
 def _demo(out, arch, weights, pretrained):
     "The demo's pictures, weights if they are wanted, and whether to flip"
@@ -188,29 +263,34 @@ def _pictures_in(path):
 
 def _no_formula(s): return f"'{s}" if s[:1] in ('=','+','-','@') else s
 
-def _write_csv(out, root, files, vocab, probs):
+def _labels(vocab, ps, thresh):
+    "The likeliest class; with `thresh`, all that are likelier than that, separated by ';'"
+    return vocab[int(ps.argmax())] if thresh is None else ';'.join(o for o,p in zip(vocab, ps.tolist()) if p>thresh)
+
+def _write_csv(out, root, files, vocab, probs, thresh=None):
     with _replacing(out) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
         w = csv.writer(f)
         w.writerow(['file','label',*(f'p_{o}' for o in vocab)])
-        for file,ps in zip(files, probs): w.writerow([_no_formula(os.path.relpath(file, root)), _no_formula(vocab[int(ps.argmax())]), *(f'{v:.6f}' for v in ps.tolist())])
+        for file,ps in zip(files, probs): w.writerow([_no_formula(os.path.relpath(file, root)), _no_formula(_labels(vocab, ps, thresh)), *(f'{v:.6f}' for v in ps.tolist())])
 
 # %% ../nbs/13_cli.ipynb #37d49c9e
 def _load(model, device):
-    "The Learner of an exported file, and its classes"
+    "The Learner of an exported file, its classes, and the probability from which on it gives a label, `None` if it gives one a picture"
     import torch
     from fastai.learner import load_learner
     if not model.is_file(): raise FileNotFoundError(f"{model} doesn't exist: it must be the export.pkl that clr_train wrote")
     try: learn = load_learner(model, cpu=device=='cpu')
     except Exception as e: raise ValueError(f"{model} can't be opened as an exported Learner ({type(e).__name__}: {e})") from e
     vocab,decodes = getattr(learn.dls, 'vocab', None),getattr(learn.loss_func, 'decodes', None)
-    if not vocab or decodes is None or decodes(torch.tensor([[1.,2.]])).shape!=(1,): raise ValueError(f"{model} is no classifier with one label a picture, which is what clr_predict is for")
-    return learn,list(map(str, vocab))
+    kind = decodes(torch.tensor([[1.,2.]])) if vocab and decodes is not None else None
+    if kind is None or kind.shape!=(1,) and kind.dtype!=torch.bool: raise ValueError(f"{model} is no classifier, which is what clr_predict is for")
+    return learn,list(map(str, vocab)),None if kind.shape==(1,) else learn.loss_func.thresh
 
 @call_parse
 def clr_predict(
     model:Path, # The export.pkl of clr_train, a pickle: only one you trust, since opening it can run code
     pictures:Path, # Folder of pictures, with all below it, or one picture
-    out:Path=Path('predictions.csv'), # CSV to write: file, label, and p_CLASS for each class
+    out:Path=Path('predictions.csv'), # CSV to write: file, label (several separated by ';'), and p_CLASS for each class
     tta:bool=False, # Mean of the clean picture and four augmented ones, as fastai's `tta`: slower, often better
     bs:int=64, # Pictures a batch
     device:str=None, # cpu, cuda, cuda:1, mps; the GPU when there is one
@@ -223,12 +303,12 @@ def clr_predict(
         if out.is_dir() or out.exists() and not overwrite: raise ValueError(f"`--out` {out} is there already: choose another file{'' if out.is_dir() else ', or pass --overwrite'}")
         if not out.resolve().parent.is_dir(): raise ValueError(f"`--out` {out} can't be written: there is no folder {out.parent}")
         files,dev = _pictures_in(pictures),pick_device(device)
-        learn,vocab = _load(model, dev.type)
+        learn,vocab,thresh = _load(model, dev.type)
         learn.dls.to(dev)
         learn.model.to(dev)
         dl = learn.dls.test_dl(files, bs=bs, num_workers=0)
         with nullcontext() if sys.stdout.isatty() else learn.no_bar(): probs = (learn.tta(dl=dl) if tta else learn.get_preds(dl=dl))[0]
-        _write_csv(out, pictures if pictures.is_dir() else pictures.parent, files, vocab, probs)
+        _write_csv(out, pictures if pictures.is_dir() else pictures.parent, files, vocab, probs, thresh)
         print(f'Wrote {len(files):,} predictions to {out}')
 
 # %% ../nbs/13_cli.ipynb #5ae4dfbb

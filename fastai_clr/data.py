@@ -9,7 +9,7 @@ __all__ = ['demo_pictures', 'demo_weights', 'Pictures', 'find_pictures', 'pick_d
            'picture_learner']
 
 # %% ../nbs/10_data.ipynb #5140cb30
-import csv, difflib, os, shutil, warnings
+import csv, difflib, hashlib, os, shutil, warnings
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -19,17 +19,17 @@ from fastcore.basics import risinstance
 from fastcore.meta import delegates
 from fastcore.parallel import parallel
 from PIL import Image
-from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter, Normalize, RandomSplitter, TrainTestSplitter, image_extensions, parent_label
 from fastai.learner import Learner
-from fastai.metrics import accuracy
+from fastai.losses import BCEWithLogitsLossFlat
+from fastai.metrics import accuracy, accuracy_multi
 from fastai.torch_core import default_device
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.learner import create_body, model_meta, vision_learner
-from fastai.vision.utils import verify_image
 
 # %% ../nbs/10_data.ipynb #9d481048
 def _need(module, package, extra):
@@ -76,7 +76,7 @@ class Pictures:
     "Files, their labels, and which of them are for validation"
     root:Path # What the files are below
     files:list # Paths
-    labels:list # One a file
+    labels:list # One a file; a list of labels a file, if there may be several
     is_valid:list|None # One truth value a file; `None`: not given
     skipped:list = field(default_factory=list) # Files that are no pictures
 
@@ -114,9 +114,9 @@ def _read_csv(path):
 def _refuse_lines(path, lines, what):
     if lines: raise ValueError(f"{path} has {what} in line {', '.join(map(str, lines[:5]))}{' and others' if len(lines)>5 else ''}")
 
-def _from_csv(path):
+def _from_csv(path, delim=None):
     rows = _read_csv(path)
-    _refuse_lines(path, [n for n,o in rows if not (o['label'] or '').strip()], 'no label')
+    if delim is None: _refuse_lines(path, [n for n,o in rows if not (o['label'] or '').strip()], 'no label')
     files,seen = [path.parent/o['file'] for _,o in rows],set()
     gone = [o['file'] for (_,o),f in zip(rows, files) if not f.is_file()]
     if gone: raise FileNotFoundError(f"{path} names {len(gone)} files that aren't there, such as {gone[0]}")
@@ -125,43 +125,85 @@ def _from_csv(path):
     valid = [str(o.get('is_valid')).strip().lower() for _,o in rows]
     given = bool(rows) and 'is_valid' in rows[0][1]
     if given: _refuse_lines(path, [n for (n,_),v in zip(rows, valid) if v not in _truths], f"an is_valid that is none of {', '.join(_truths)} (such as {next((v for v in valid if v not in _truths), '')!r})")
-    return Pictures(path.parent, files, [o['label'] for _,o in rows], [_truths[v] for v in valid] if given else None)
+    labels = [o['label'] if delim is None else [l.strip() for l in (o['label'] or '').split(delim) if l.strip()] for _,o in rows]
+    return Pictures(path.parent, files, labels, [_truths[v] for v in valid] if given else None)
+
+# %% ../nbs/10_data.ipynb #c114ba3f
+_odd = {'turned': 'are marked as turned (EXIF), and fastai takes them as they are stored: turn them, by PIL.ImageOps.exif_transpose, say',
+        'deep': 'have 16 or 32 bits a channel, and fastai cuts all above 255 off, so that they are nearly white: convert them to 8 bits',
+        'moving': 'are animations, and only their first frame is used'}
+
+def _look(file):
+    "What is odd about a picture, by the keys of `_odd`; `None` if it can't be opened"
+    try:
+        with warnings.catch_warnings(), Image.open(file) as im:
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            is_deep = im.mode[0] in 'IF'
+            im.draft(im.mode, (32,32))
+            im.load()
+            return [k for k,v in dict(turned=im.getexif().get(0x112, 1)!=1, deep=is_deep, moving=getattr(im, 'n_frames', 1)>1).items() if v]
+    except (OSError,SyntaxError,ValueError,TypeError,AttributeError,EOFError,Image.DecompressionBombError): return None   # what Pillow raises on files that are damaged
+
+def _warn_odd(files, seen):
+    for k,what in _odd.items():
+        found = [f for f,o in zip(files, seen) if o and k in o]
+        if found: warnings.warn(f"{len(found):,} pictures {what} (the first is {found[0].name})")
 
 # %% ../nbs/10_data.ipynb #90df9162
 def find_pictures(
     path:str|Path, # Folder of class folders, folder of `train` and `valid` folders, or CSV
+    label_delim:str|None=None, # What separates the labels of a picture in a CSV, such as ' '; `None`: one label a picture
 )->Pictures: # Only what can be opened; what can't is named in a warning
     "Find the pictures in `path` and open each; FileNotFoundError or ValueError if there is nothing to train on"
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"{path} doesn't exist: it must be a folder of class folders, or a CSV")
     if path.is_file() and path.suffix.lower()!='.csv': raise ValueError(f"{path} is a file: it must be a folder of class folders, or a CSV with the columns file and label")
-    res = _from_csv(path) if path.is_file() else _from_folder(path)
+    if label_delim is not None and (path.is_dir() or not isinstance(label_delim, str) or not label_delim): raise ValueError(f"`label_delim` is the text between the labels of a picture in a CSV, got {label_delim!r} for {path}")
+    res = _from_csv(path, label_delim) if path.is_file() else _from_folder(path)
     named = [f.suffix.lower() in image_extensions for f in res.files]
-    opens = iter(parallel(verify_image, [f for f,k in zip(res.files, named) if k], threadpool=True, progress=len(named)>1000))
-    res = res.keep([k and next(opens) for k in named])
+    seen = iter(parallel(_look, [f for f,k in zip(res.files, named) if k], threadpool=True, progress=len(named)>1000))
+    seen = [next(seen) if k else None for k in named]
+    _warn_odd(res.files, seen)
+    res = res.keep([o is not None for o in seen])
     if res.skipped:
         some = ', '.join(os.path.relpath(o, res.root) for o in res.skipped[:5])
         warnings.warn(f"left out {len(res.skipped)} files that are no pictures or not directly in a class folder: {some}{' and others' if len(res.skipped)>5 else ''}")
     return _check(res, path)
 
+def _classes(labels): return set(o for l in labels for o in (l if isinstance(l, list) else [l]))
+
 def _check(pics, path):
     if not pics.files: raise ValueError(f"{path} holds no pictures: it must hold one folder for each class, with pictures in it")
-    classes = sorted(set(pics.labels))
-    if len(classes)<2: raise ValueError(f"{path} holds only the class {classes[0]!r}: a classifier needs at least two class folders with pictures")
+    classes = sorted(_classes(pics.labels))
+    if not classes: raise ValueError(f"{path} gives no picture a label")
+    if len(classes)<2 and not isinstance(pics.labels[0], list): raise ValueError(f"{path} holds only the class {classes[0]!r}: a classifier needs at least two class folders with pictures")
     if pics.is_valid is None: return pics
-    train,valid = [{l for l,v in zip(pics.labels, pics.is_valid) if v==k} for k in (False,True)]
-    if not train or not valid: raise ValueError(f"{path} has no pictures for {'training' if not train else 'validation'}")
+    train,valid = [_classes(l for l,v in zip(pics.labels, pics.is_valid) if v==k) for k in (False,True)]
+    if all(pics.is_valid) or not any(pics.is_valid): raise ValueError(f"{path} has no pictures for {'training' if all(pics.is_valid) else 'validation'}")
     if valid-train: raise ValueError(f"{path} has classes for validation that training never sees: {', '.join(sorted(valid-train))}")
     return pics
 
 # %% ../nbs/10_data.ipynb #f80f9915
 def _splitter(pics, valid_pct, seed):
     if pics.is_valid is not None: return IndexSplitter([i for i,v in enumerate(pics.is_valid) if v])
-    counts = pd.Series(pics.labels).value_counts()
     n_valid = int(valid_pct*len(pics.files))
     if min(n_valid, len(pics.files)-n_valid)<1: raise ValueError(f"`valid_pct` of {valid_pct} leaves no picture for {'validation' if n_valid<1 else 'training'} out of {len(pics.files)}")
-    if counts.min()<2 or n_valid<len(counts) or len(pics.files)-n_valid<len(counts): return RandomSplitter(valid_pct, seed=seed)
+    if isinstance(pics.labels[0], list): return RandomSplitter(valid_pct, seed=seed)
+    counts = pd.Series(pics.labels).value_counts()
+    lone,several = sorted(counts.index[counts<2]),[i for i,l in enumerate(pics.labels) if counts[l]>1]
+    if lone and len(several)>n_valid:
+        warnings.warn(f"{len(lone):,} classes have one picture, which is used for training, so that nothing is known of how well they are told: {', '.join(lone[:5])}{' and others' if len(lone)>5 else ''}")
+        return IndexSplitter([several[i] for i in RandomSplitter((n_valid+.5)/len(several), seed=seed)(several)[1]])
+    if lone or n_valid<len(counts) or len(pics.files)-n_valid<len(counts): return RandomSplitter(valid_pct, seed=seed)
     return TrainTestSplitter(test_size=valid_pct, random_state=seed, stratify=pics.labels)
+
+def _warn_twins(train, valid):
+    "Say how many pictures for validation are in the training set too, byte for byte"
+    sizes = {f.stat().st_size for f in train} & {f.stat().st_size for f in valid}
+    def digests(files): return {f: hashlib.blake2b(f.read_bytes()).digest() for f in files if f.stat().st_size in sizes}
+    seen = set(digests(train).values())
+    twins = [f for f,d in digests(valid).items() if d in seen]
+    if twins: warnings.warn(f"{len(twins):,} of {len(valid):,} pictures for validation are in the training set too, such as {twins[0].name}: what validation says is too good")
 
 def pick_device(
     device:str|None=None, # 'cpu', 'cuda', 'cuda:1', 'mps'…; `None`: the GPU when there is one, as fastai does
@@ -179,17 +221,19 @@ def picture_dls(
     seed:int=42, # Seed of the split
     flip:bool=True, # Whether augmentation may mirror pictures left to right; `False` for digits and text
     device:str|None=None, # Where to train; `None`: the GPU when there is one
+    label_delim:str|None=None, # What separates the labels of a picture in a CSV, such as ' '; `None`: one label a picture
 )->DataLoaders: # With fastai's standard augmentation, and `skipped`, the files left out
     "Checked DataLoaders of the pictures in `path`; ValueError, TypeError or FileNotFoundError on what can't be trained on"
     for k,v in dict(size=size, bs=bs).items():
         if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ValueError(f"`{k}` must be a whole number above 0, got {v!r}")
     if isinstance(valid_pct, bool) or not isinstance(valid_pct, (int,float)) or not 0<valid_pct<1: raise ValueError(f"`valid_pct` must be a fraction between 0 and 1, got {valid_pct!r}")
-    device,pics = pick_device(device),find_pictures(path)
+    device,pics = pick_device(device),find_pictures(path, label_delim)
     get_y = parent_label if Path(path).is_dir() else _labeller(dict(zip(pics.files, pics.labels)))
-    block = DataBlock((ImageBlock,CategoryBlock), get_items=lambda o: o.files, get_y=get_y, splitter=_splitter(pics, valid_pct, seed),
+    block = DataBlock((ImageBlock,CategoryBlock if label_delim is None else MultiCategoryBlock), get_items=lambda o: o.files, get_y=get_y, splitter=_splitter(pics, valid_pct, seed),
                       item_tfms=Resize(size), batch_tfms=aug_transforms(do_flip=flip))
     dsets = block.datasets(pics)
     if len(dsets.train)<2: raise ValueError(f"{path} leaves {len(dsets.train)} picture for training: at least 2 are needed")
+    _warn_twins(dsets.train.items, dsets.valid.items)
     dls = block.dataloaders(pics, path=pics.root, bs=min(bs, len(dsets.train)), device=device, num_workers=_workers(device))
     dls.skipped = pics.skipped
     return dls
@@ -270,11 +314,12 @@ def picture_learner(
     path:str|Path='.', # What the Learner writes goes here: never to the pictures
     pretrained:bool=True, # Begin with pretrained weights, with the body frozen; `False`: random weights, nothing frozen
     weights:str|Path|None=None, # State dict of the whole model to begin with; `None`: the library's own, downloaded
-    metrics=accuracy, # Metrics, as in fastai
+    metrics=accuracy, # Metrics, as in fastai; `accuracy` is `accuracy_multi` where a picture may have several labels
     **kwargs # More arguments of fastai's `vision_learner`
 )->Learner: # Made by fastai's `vision_learner`
     "A Learner for pictures; ValueError on an unknown `arch` or weights that don't fit, ConnectionError if weights can't be downloaded"
     model = find_arch(arch)
+    if metrics is accuracy and isinstance(getattr(dls.train_ds, 'loss_func', None), BCEWithLogitsLossFlat): metrics = accuracy_multi
     if weights is not None:
         if not pretrained: raise ValueError("`weights` and `pretrained=False` exclude each other: leave one out")
         sd = _read_weights(weights)

@@ -8,20 +8,22 @@ Docs: https://example.github.io/fastai_clr/recipe.html.md"""
 __all__ = ['RecipeReport', 'RecipeInterrupted', 'GroupRatios', 'BodyStatsFrozen', 'check_recipe']
 
 # %% ../nbs/11_recipe.ipynb #018d74e9
-import importlib.metadata, platform, re, time, warnings
+import importlib.metadata, json, math, platform, re, shutil, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.callback.schedule import LRFinder, valley
 from fastai.learner import Learner
 from PIL import Image
 from fastai.torch_core import get_model
 from torch import nn
 from . import cycles, fit   # for the Learner methods they add; chkstyle: ignore
+from .activations import MANIFEST, hash_bytes, hash_module
 from .precompute import split_model
-from .resume import keep_state
+from .resume import _differences, keep_state
+from .snapshots import _file, _folder, _mean_state, _preds, _scores, _weights_kept, _write_atomic, _write_snapshot
 
 # %% ../nbs/11_recipe.ipynb #e0d72216
 _titles = {1: 'Pretrained network and augmentation', 2: 'lr_find', 3: 'Head on precomputed activations', 4: 'Head with augmentation',
@@ -40,9 +42,13 @@ class RecipeReport:
     vocab:list = field(default_factory=list) # Names of the classes
     confusion:list = field(default_factory=list) # Counts by true class (rows) and predicted class (columns)
     mistakes:list = field(default_factory=list) # A dict each, worst first: true, predicted, prob, loss, name, picture (array of shape (h, w, 3))
+    candidates:list = field(default_factory=list) # A dict each: name, valid_loss, metric; the models that were compared in the end
+    kept:str|None=None # What the model is in the end: the name of the candidate of the lowest validation loss, ensembles left aside
+    ensemble:dict|None=None # The ensemble of snapshots, if its validation loss is lower still: name (of the snapshots), n, valid_loss, metric
     stopped:str|None=None # Why step 8 ended before its last cycle; `None`: it did not
-    kept:int|None=None # Step whose weights the model has in the end: 3, 4 or 8, the one of the lowest validation loss
-    finished:bool=False # Whether all eight steps were done
+    test:dict|None=None # Loss and metrics on a test set, if one was scored
+    dry_run:bool=False # Whether nothing was done, and epochs and seconds are what is to be expected
+    finished:bool=False # Whether all steps were done
 
     def table(self)->pd.DataFrame: # A row a step
         "The steps as a table"
@@ -72,18 +78,26 @@ def _lr_text(lr):
     return f'{lrs[-1]:.1e}' if len(set(lrs))==1 else f'{lrs[0]:.1e} to {lrs[-1]:.1e}'
 
 class _Run:
-    "Does steps, says what it does, and writes down what came out"
-    def __init__(self, learn, report): self.learn,self.report,self.current,self.best = learn,report,1,None
+    "Does steps, says what it does, writes down what came out, and notes what it needs to go on"
+    def __init__(self, learn, report, notes, budget):
+        self.learn,self.report,self.notes,self.budget,self.current,self.models = learn,report,notes,budget,1,[]
+        self.begun,self.before = time.time(),notes.get('spent', 0.)
 
     def say(self, s): print(s, flush=True) if self.learn.logger is print else None
+    def left(self): return math.inf if self.budget is None else self.budget-self.before-(time.time()-self.begun)
 
     @contextmanager
-    def step(self, n, detail='', lr=None, epochs=None):
-        self.current,start = n,time.time()
-        row = dict(step=n, title=_titles[n], detail=detail, lr=None if lr is None else _lr_text(lr), epochs=epochs)
+    def step(self, n, detail='', lr=None):
+        self.current,start,part = n,time.time(),self.notes.get(f'part {n}', 0.)
+        row = dict(step=n, title=_titles[n], detail=detail, lr=None if lr is None else _lr_text(lr), epochs=None)
         self.say(f"Step {n} of 8: {_titles[n]}{': ' if detail else ''}{detail}{'' if lr is None else f', lr {_lr_text(lr)}'}")
-        yield row
-        row['seconds'] = time.time()-start
+        def spent(): return part+time.time()-start
+        try: yield row
+        except BaseException:
+            self.notes.put({f'part {n}': spent(), 'spent': self.before+time.time()-self.begun})
+            raise
+        row['seconds'] = self.notes.once(f'seconds {n}', spent)
+        self.notes.put({'spent': self.before+time.time()-self.begun})
         self.report.steps.append(row)
         self.say(f"Step {n} took {row['seconds']:.1f} s{_results_text(row, self.report.metric_name)}")
 
@@ -101,36 +115,41 @@ class _Run:
         train,valid,*metrics = learn.recorder.values[-1 if epoch is None else epoch]
         row.update(train_loss=float(train), valid_loss=float(valid), metric=float(metrics[0]) if metrics else None)
 
-    def find_lr(self, row, learn, num_it, suggest):
-        "Fastai's `lr_find`, its curve kept, and the lr that `suggest` takes from it; the Learner's own lr if there are too few points"
+# %% ../nbs/11_recipe.ipynb #4f2056b4
+class _Notes(dict):
+    "What must be remembered to go on with a run that is broken off: a JSON file, written whole at each change"
+    def __init__(self, file, content):
+        super().__init__(content)
+        self.file = file
+
+    def put(self, new):
+        self.update(new)
+        _write_atomic(self.file, lambda f: f.write_text(json.dumps(self, indent=1), encoding='utf-8'))
+
+    def once(self, key, f):
+        "What was noted under `key`; if nothing was, what `f` gives, which is noted"
+        if key not in self: self.put({key: f()})
+        return self[key]
+
+def _results_text(row, metric):
+    return '' if row.get('valid_loss') is None else f": valid loss {row['valid_loss']:.4f}" + ('' if row.get('metric') is None else f", {metric} {row['metric']:.4f}")
+
+@patch
+def find_lr(self:_Run, row, learn, num_it, suggest):
+    "Fastai's `lr_find`, its curve kept, and the lr that `suggest` takes from it; the Learner's own lr if there are too few points"
+    def sweep():
+        start = time.time()
         with keep_state(learn):
             learn.lr_find(num_it=num_it, start_lr=1e-6, end_lr=1, show_plot=False, suggest_funcs=None)
             lrs,losses = np.array(learn.recorder.lrs),np.array([float(o) for o in learn.recorder.losses])
         n = len(losses) if np.isfinite(losses).all() else int(np.isfinite(losses).argmin())
         skip = num_it//10
-        lr = suggest(lrs[skip:n], losses[skip:n]) if n-skip>=15 else learn.lr
-        self.report.lr_finds.append(dict(step=row['step'], lrs=lrs[:n].tolist(), losses=losses[:n].tolist(), lr=lr))
-        row['lr'] = _lr_text(lr)
-        return lr
-
-# %% ../nbs/11_recipe.ipynb #4f2056b4
-def _results_text(row, metric):
-    return '' if row.get('valid_loss') is None else f": valid loss {row['valid_loss']:.4f}" + ('' if row.get('metric') is None else f", {metric} {row['metric']:.4f}")
-
-@patch
-def offer(self:_Run, row):
-    "Remember the weights after a step if none before had a lower validation loss"
-    if self.best is not None and not row['valid_loss']<self.best[0]: return
-    self.best = row['valid_loss'],row,{k: v.detach().to('cpu', copy=True) for k,v in get_model(self.learn.model).state_dict().items()}
-
-@patch
-def keep_best(self:_Run):
-    "The model gets the best of the remembered weights"
-    _,row,state = self.best
-    self.report.kept = row['step']
-    if row is not self.report.steps[-1]:
-        get_model(self.learn.model).load_state_dict(state)
-        self.say(f"Training the whole network did not help: the model is that of step {row['step']}{_results_text(row, self.report.metric_name)}")
+        lr = suggest(lrs[skip:n], losses[skip:n]) if n-skip>=15 else float(learn.lr)
+        return dict(step=row['step'], lrs=lrs[:n].tolist(), losses=losses[:n].tolist(), lr=lr, batch=(time.time()-start)/max(1, len(losses)))
+    found = self.notes.once(f"lr_find {row['step']}", sweep)
+    self.report.lr_finds.append({k:v for k,v in found.items() if k!='batch'})
+    row['lr'] = _lr_text(found['lr'])
+    return found
 
 # %% ../nbs/11_recipe.ipynb #0dcb5d00
 def _valley(lrs, losses): return float(valley(lrs[:-5], losses[:-5], len(lrs))[0])
@@ -159,9 +178,8 @@ def _thumbnail(item, side=160):
     scale = min(1, side/max(img.size))
     return np.array(img.resize([max(1, round(o*scale)) for o in img.size]))
 
-def _judge(report, learn, n_mistakes=12):
+def _judge(report, learn, probs, targs, n_mistakes=12):
     "Confusion matrix and worst mistakes (by cross-entropy) on the validation set, for a classifier with one label a picture"
-    probs,targs = learn.get_preds()
     if targs.ndim!=1 or targs.is_floating_point() or probs.ndim!=2: return
     losses = -probs[range(len(targs)),targs].log()
     report.vocab = [str(o) for o in getattr(learn.dls, 'vocab', range(probs.shape[1]))]
@@ -192,80 +210,352 @@ def _frozen_for_good(learn):
     finally: learn.train_bn,learn.opt = was,None
 
 # %% ../nbs/11_recipe.ipynb #3da69b99
-def _snapshot_name(learn):
-    "A prefix that no earlier recipe in this folder has used"
-    used = [re.match(r'recipe(\d+)-', o.name) for o in (learn.path/learn.model_dir).glob('**/snapshots/recipe*')]
-    return f'recipe{max((int(o[1]) for o in used if o), default=0)+1}'
+class _Stopwatch(Callback):
+    "Break training off, or validation, after a few batches, and know how long one took"
+    run_valid = True
+    def __init__(self, train, seconds): self.train,self.seconds,self.times = train,seconds,[]
+    def done(self): return len(self.times)>=4 and (len(self.times)>=20 or self.times[-1]-self.times[0]>=self.seconds)
+    def before_validate(self):
+        if self.train: raise CancelValidException()
+    def after_batch(self):
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+        if self.done(): raise (CancelFitException if self.train else CancelValidException)()
 
-def _lr_find_batches(learn):
-    "Batches for a sweep of the whole network: about an epoch, 50 to 100"
-    return max(50, min(100, len(learn.dls.train)))
+def _seconds_a_batch(learn, kind, seconds):
+    "Seconds that a batch takes: of training the 'whole' network, of training 'frozen', or of 'valid'; nothing of the Learner changes"
+    watch = _Stopwatch(kind!='valid', seconds)
+    with keep_state(learn), learn.added_cbs(watch), learn.no_bar(), learn.no_logging():
+        if kind=='whole': learn.unfreeze()
+        elif kind=='frozen': learn.freeze()
+        while not watch.done():
+            if watch.train: learn.fit(4)
+            else: learn.validate()
+    return (watch.times[-1]-watch.times[0])/(len(watch.times)-1)
 
-def check_recipe(head_epochs=2, head_cycles=3, n_cycles=3, cycle_mult=2, ratio=10, patience=1, freeze_stats=True):
-    "ValueError if arguments of `fit_recipe` make no sense"
-    for k,v in dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=n_cycles, patience=patience).items():
-        if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ValueError(f"`{k}` must be a whole number above 0, got {v!r}")
-    for k,v in dict(cycle_mult=cycle_mult, ratio=ratio).items():
-        if isinstance(v, bool) or not isinstance(v, (int,float)) or not v>=1: raise ValueError(f"`{k}` must be a number of at least 1, got {v!r}")
+def _measure(learn, budget): return {k: _seconds_a_batch(learn, k, 1. if budget is None else budget/100) for k in ('whole','frozen','valid')}
 
 # %% ../nbs/11_recipe.ipynb #cae63e42
-def _eight_steps(run, head_epochs, head_cycles, n_cycles, cycle_mult, ratio, patience, freeze_stats):
-    learn,report,name = run.learn,run.report,_snapshot_name(run.learn)
-    n_params = sum(p.numel() for p in learn.model.parameters())
-    with run.step(1, f'{n_params/1e6:.1f} million parameters, {len(learn.dls.train_ds):,} items for training, {len(learn.dls.valid_ds):,} for validation'): learn.freeze()
-    with run.step(2, 'on precomputed activations') as row:
+def _n_sweep(n_iter): return max(50, min(100, n_iter))   # batches of `lr_find` on the whole network: about an epoch
+
+def _plan(
+    s:dict, # Arguments of the recipe
+    left:float, # Seconds that are left for steps 4 to 8 and the comparison; infinite without a clock
+    n_iter:int, # Batches of the training set
+    n_valid:int, # Batches of the validation set
+    secs:dict|None, # Seconds that a batch takes, as from `_measure`; unused without a clock
+)->dict: # head_cycles (step 4), n_cycles, cycle_len, patience (step 8), sweep (whether step 7 is done)
+    "What steps 4 to 8 will do"
+    asked = dict(head_cycles=s['head_cycles'], n_cycles=s['n_cycles'], cycle_len=1, patience=s['patience'], sweep=s['lr'] is None)
+    if left==math.inf: return asked
+    valid = n_valid*secs['valid']
+    whole = .97*left-3*valid   # two models and their average are compared in the end
+    sweep = _n_sweep(n_iter)*secs['whole']
+    asked['sweep'] = asked['sweep'] and sweep<whole/10
+    if asked['sweep']: whole -= sweep
+    epochs = max(0, int(whole//(n_iter*secs['whole']+valid)))
+    if s['n_cycles'] and epochs:
+        rest = max(0, int((whole-epochs*(n_iter*secs['whole']+valid)-valid)//secs['whole']))
+        return {**asked, 'head_cycles': 0, 'n_cycles': 1, 'cycle_len': (epochs*n_iter+min(rest, n_iter-1))/n_iter, 'patience': None}
+    cycles = int((.97*left-3*valid)//(n_iter*secs['frozen']+valid))
+    return {**asked, 'head_cycles': max(0, min(s['head_cycles'], cycles)), 'n_cycles': 0}
+
+# %% ../nbs/11_recipe.ipynb #c6f270c7
+_units = dict(s=1, m=60, h=3600)
+
+def _as_seconds(v):
+    "Seconds of a time such as '10m', '1h30m' or 90; `None` if there is no clock"
+    if v is None: return None
+    text = str(v).replace(' ', '').lower()
+    parts = re.findall(r'(\d+\.?\d*|\.\d+)([smh])', text)
+    if isinstance(v, (int,float)) and not isinstance(v, bool): secs = float(v)
+    elif parts and ''.join(a+b for a,b in parts)==text: secs = sum(float(n)*_units[u] for n,u in parts)
+    else: secs = math.nan
+    if not 0<secs<math.inf: raise ValueError(f"`time_budget` must be seconds, or a time such as '90s', '10m' or '1h30m', above 0, got {v!r}")
+    return secs
+
+def _check_budget(learn, budget, n_epochs=1):
+    "ValueError if the clock leaves no time for the pass over the data and an epoch of the head"
+    if budget is None or any((learn.path/'activations').glob(f'*/{MANIFEST}')): return
+    n = len(learn.dls.train_ds)+len(learn.dls.valid_ds)
+    need = 1.05*_seconds_a_batch(learn, 'valid', budget/100)*n/learn.dls.valid.bs
+    if need>budget: raise ValueError(f"`time_budget` of {budget:g} s is too little: the pass over all {n:,} items takes about {need:.0f} s here, and training comes after it; give at least {math.ceil(1.2*need)} s")
+
+# %% ../nbs/11_recipe.ipynb #4f19ea38
+def _number(file): return int(re.match(r'recipe(\d+)', file.name)[1])
+
+def _earlier(learn):
+    "Notes and snapshots of earlier recipes in this folder"
+    root = learn.path/learn.model_dir
+    return [o for o in [*root.glob('resume/recipe*.json'),*root.glob('**/snapshots/recipe*')] if re.match(r'recipe\d+[-.]', o.name)]
+
+def _body_hash(learn): return hash_bytes(json.dumps(hash_module(split_model(get_model(learn.model))[0])).encode())
+
+# %% ../nbs/11_recipe.ipynb #2a6bd5e9
+def _new_notes(learn, settings):
+    "Notes under a number that no recipe in this folder has used"
+    n,folder = max(map(_number, _earlier(learn)), default=0),learn.path/learn.model_dir/'resume'
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        n += 1
+        try: (folder/f'recipe{n}.json').touch(exist_ok=False)
+        except FileExistsError: continue   # another recipe began just now
+        notes = _Notes(folder/f'recipe{n}.json', {})
+        notes.put(dict(settings=settings, body=_body_hash(learn), finished=False))
+        return notes
+
+def _old_notes(learn, settings):
+    "Notes of the latest recipe in this folder, `None` if there is none; ValueError if it can't go on"
+    files = sorted((o for o in _earlier(learn) if o.suffix=='.json'), key=_number)
+    if not files: return None
+    text = files[-1].read_text(encoding='utf-8')
+    if not text: return None   # killed before anything was done
+    try: notes = _Notes(files[-1], json.loads(text))
+    except ValueError as e: raise ValueError(f"`resume` can't read {files[-1]} ({e}): delete it to begin anew") from e
+    if notes['finished']: raise ValueError(f"`resume`: the recipe of {files[-1]} has been finished; leave `resume` out to train anew")
+    diffs = _differences(notes['settings'], settings)
+    if diffs: raise ValueError(f"`resume`: the recipe of {files[-1]} was begun otherwise: {'; '.join(diffs)}. Pass the same, or leave `resume` out to begin anew")
+    if notes['body']!=_body_hash(learn): raise ValueError(f"`resume`: the body of the model is not the one that the recipe of {files[-1]} began with: make the Learner anew, as it was made then")
+    return notes
+
+def _end(run):
+    "Note that the run is finished, and delete its checkpoints"
+    learn = run.learn
+    run.notes.put(dict(finished=True))
+    for folder in (learn.path/learn.model_dir/'resume',learn.path/learn.model_dir/'head/resume'):
+        for o in [*folder.glob(f'{run.notes.file.stem}-step*'),*folder.glob(f'.{run.notes.file.stem}-step*.lock')]:
+            shutil.rmtree(o) if o.is_dir() else o.unlink()
+
+# %% ../nbs/11_recipe.ipynb #b5e5fe95
+def _loss_of(o): return math.inf if math.isnan(o['valid_loss']) else o['valid_loss']
+
+def _candidate(run, name, preds, targs):
+    scores = _scores(run.learn, preds, targs)
+    return dict(name=name, valid_loss=scores['valid_loss'], metric=scores.get(run.report.metric_name), preds=preds)
+
+def _compare(run):
+    "Candidates, the targets, and how many models the best ensemble has, 1 if there is but one model"
+    learn,files,single,together,total = run.learn,[f for _,f in run.models],[],[],None
+    for k,(preds,targs) in enumerate(_preds(learn, files[::-1], 1, None), 1):
+        single.insert(0, _candidate(run, run.models[-k][0], preds, targs))
+        total = preds.clone() if total is None else total+preds
+        if k>1: together.append(_candidate(run, f'ensemble of the last {k}', total/k, targs))
+    if not together: return single,together,targs,None
+    n = 2+together.index(min(together, key=_loss_of))
+    mean = _mean_state(learn, files[-n:])
+    get_model(learn.model).load_state_dict(mean)
+    return [*single,_candidate(run, f'average of the last {n}', learn.get_preds()[0].float(), targs)],together,targs,mean
+
+# %% ../nbs/11_recipe.ipynb #7c318cba
+def _keep_ensemble(run, best):
+    "Snapshots of an ensemble, under a name of their own"
+    n = int(best['name'].split()[-1])
+    name = f'{run.notes.file.stem}-ensemble'
+    folder = _folder(run.learn, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i,(label,f) in enumerate(run.models[-n:]):
+        to = _file(folder, i)
+        _write_atomic(to, lambda o: shutil.copyfile(f, o))
+        info = {**json.loads(f.with_suffix('.json').read_text(encoding='utf-8')), 'cycle': i, 'model': label}
+        _write_atomic(to.with_suffix('.json'), lambda o: o.write_text(json.dumps(info, indent=1), encoding='utf-8'))
+    run.report.ensemble = dict(name=name, n=n, valid_loss=best['valid_loss'], metric=best['metric'])
+
+def _choose(run):
+    "The model gets the weights of the best candidate; what the best of all says of the validation set"
+    learn,report = run.learn,run.report
+    with _weights_kept(learn): single,together,targs,mean = _compare(run)
+    best = min(single, key=_loss_of)
+    report.kept,report.candidates = best['name'],[{k:v for k,v in o.items() if k!='preds'} for o in [*single,*together]]
+    file = dict(run.models).get(best['name'])
+    get_model(learn.model).load_state_dict(mean if file is None else torch.load(file, map_location='cpu', weights_only=True))
+    run.say(f"The model is that of {report.kept}{_results_text(best, report.metric_name)}")
+    top = min([best,*together], key=_loss_of)
+    if top is not best:
+        _keep_ensemble(run, top)
+        run.say(f"The {top['name']} models is better{_results_text(top, report.metric_name)}: learn.export_ensemble('ensemble.pkl', {report.ensemble['name']!r})")
+    return top['preds'],targs
+
+# %% ../nbs/11_recipe.ipynb #44952f90
+def _finish(run):
+    "Choose the model, and judge it; a model that can't be judged is kept all the same"
+    learn,report = run.learn,run.report
+    try: _judge(report, learn, *_choose(run))
+    except Exception as e:
+        if report.kept is None:   # by what the steps have recorded
+            row = min((o for o in report.steps if o.get('valid_loss') is not None), key=_loss_of)
+            report.kept,file = [o for o in run.models if o[0].startswith(f"step {row['step']}")][-1]
+            get_model(learn.model).load_state_dict(torch.load(file, map_location='cpu', weights_only=True))
+        warnings.warn(f"the report is without confusion matrix and mistakes: {e}")
+    report.finished = True
+
+# %% ../nbs/11_recipe.ipynb #480b73e1
+_counts = ('head_epochs','head_cycles','n_cycles')
+
+def _default_epochs(n_iter): return min(50, max(2, -(-150//max(1, n_iter))))
+
+def check_recipe(head_epochs=None, head_cycles=3, n_cycles=3, cycle_mult=2, ratio=None, patience=1, time_budget=None, freeze_stats=True, head_lr=None, lr=None):
+    "ValueError if arguments of `fit_recipe` make no sense"
+    for k,v in dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=n_cycles).items():
+        if v is None and k=='head_epochs': continue
+        if isinstance(v, bool) or not isinstance(v, int) or v<0: raise ValueError(f"`{k}` must be a whole number, at least 0, got {v!r}")
+    if head_epochs==head_cycles==n_cycles==0: raise ValueError("`head_epochs`, `head_cycles` and `n_cycles` are all 0: nothing would be trained")
+    if isinstance(patience, bool) or not isinstance(patience, int) or patience<1: raise ValueError(f"`patience` must be a whole number above 0, got {patience!r}")
+    for k,v in dict(cycle_mult=cycle_mult, ratio=ratio).items():
+        if not (v is None and k=='ratio') and (isinstance(v, bool) or not isinstance(v, (int,float)) or not 1<=v<math.inf): raise ValueError(f"`{k}` must be a number of at least 1, got {v!r}")
+    for k,v in dict(head_lr=head_lr, lr=lr).items():
+        if v is not None and (isinstance(v, bool) or not isinstance(v, (int,float)) or not 0<v<math.inf): raise ValueError(f"`{k}` must be a learning rate above 0, or None to find one, got {v!r}")
+    _as_seconds(time_budget)
+
+# %% ../nbs/11_recipe.ipynb #3034a695
+def _save_model(run, row):
+    "The whole model after a step as a snapshot"
+    folder = _folder(run.learn, f"{run.notes.file.stem}-step{row['step']}")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_snapshot(run.learn, folder, dict(cycle=0, epoch=row['epochs']-1, **{k: v if v is not None and math.isfinite(v) else None for k,v in dict(train_loss=row['train_loss'], valid_loss=row['valid_loss']).items()}))
+    run.models.append((f"step {row['step']}", _file(folder, 0)))
+
+def _add_snapshots(run, n):
+    "What step `n` has left: for step 4 its end, for step 8 each cycle"
+    files = sorted(_folder(run.learn, f'{run.notes.file.stem}-step{n}').glob('cycle-*.pth'))
+    if n==4: run.models.append(('step 4', files[-1]))
+    else: run.models += [(f'step {n}' if len(files)==1 else f'step {n}, cycle {i+1}', f) for i,f in enumerate(files)]
+
+def _steps_2_and_3(run, s):
+    "The head on precomputed activations; its lr, and whether it took half off the loss that it began with"
+    learn,name = run.learn,run.notes.file.stem
+    with run.step(2, 'on precomputed activations' if s['head_lr'] is None else 'the pass for precomputed activations, as the lr is given', s['head_lr']) as row:
         head = learn.precompute()
         head.logger = learn.logger
-        lr = run.find_lr(row, head, 100, _valley)
-    with run.step(3, f'{head_epochs} epochs', lr) as row:
-        head.fit_sgdr(1, cycle_len=head_epochs, lr_max=lr, snapshots=f'{name}-step3')
+        found = run.find_lr(row, head, 100, _valley) if s['head_lr'] is None else dict(lr=s['head_lr'], losses=[], batch=0.)
+    lr,n_iter = found['lr'],len(head.dls.train)
+    n = _default_epochs(n_iter) if s['head_epochs'] is None else s['head_epochs']
+    if run.budget is not None and n: n = run.notes.once('head_epochs', lambda: min(n, max(1, int(.25*run.left()//(n_iter*found['batch']+1e-6)))))
+    if not n: return lr,True
+    with run.step(3, f'{n} epoch{"s"*(n>1)}', lr) as row:
+        head.fit_sgdr(1, cycle_len=n, lr_max=lr, resume=f'{name}-step3')
         run.record(row, head)
         run.result(row, head)
-        run.offer(row)
-    with run.step(4, f'{head_cycles} cycles of one epoch', lr) as row:
-        learn.fit_sgdr(head_cycles, cycle_len=1, lr_max=lr, cycle_mult=1, snapshots=f'{name}-step4')
-        run.record(row, learn)
-        run.result(row, learn)
-        run.offer(row)
+        _save_model(run, row)
+    return lr,not found['losses'] or row['valid_loss']<found['losses'][0]/2
+
+# %% ../nbs/11_recipe.ipynb #903586d0
+def _step_4(run, plan, lr):
+    "The head with augmentation"
+    name = f'{run.notes.file.stem}-step4'
+    with run.step(4, f"{plan['head_cycles']} cycles of one epoch", lr) as row:
+        run.learn.fit_sgdr(plan['head_cycles'], cycle_len=1, lr_max=lr, cycle_mult=1, snapshots=name, resume=name)
+        run.record(row, run.learn)
+        run.result(row, run.learn)
+        _add_snapshots(run, 4)
+
+def _steps_5_to_8(run, s, plan, head_lr, alike):
+    "The whole network"
+    learn,name = run.learn,f'{run.notes.file.stem}-step8'
+    ratio = s['ratio'] or (10 if alike else 3)
     with run.step(5):
         learn.unfreeze()
-        if not freeze_stats: learn.remove_cbs(BodyStatsFrozen)
+        if not s['freeze_stats']: learn.remove_cbs(BodyStatsFrozen)
     with run.step(6, f'each group {ratio:g} times lower than the next'): n_groups = len(learn.group_lrs(1., ratio))
-    with run.step(7, f'on the whole network in {n_groups} groups') as row, learn.added_cbs(GroupRatios(ratio)):
-        lr = min(lr, run.find_lr(row, learn, _lr_find_batches(learn), _before_blowup))
-    lrs = learn.group_lrs(lr, ratio)
-    with run.step(8, f'up to {n_cycles} cycles, each {cycle_mult:g} times as long as the last', lrs) as row:
-        learn.fit_sgdr(n_cycles, cycle_len=1, lr_max=lrs, cycle_mult=cycle_mult, patience=patience, snapshots=f'{name}-step8')
+    lr = s['lr'] or min(head_lr, float(learn.lr))
+    if plan['sweep']:
+        with run.step(7, f"on the whole network in {n_groups} group{'s'*(n_groups>1)}") as row, learn.added_cbs(GroupRatios(ratio)):
+            lr = min(head_lr, run.find_lr(row, learn, _n_sweep(len(learn.dls.train)), _before_blowup)['lr'])
+    lrs,n = learn.group_lrs(lr, ratio),plan['n_cycles']
+    of = f"up to {n} cycles, each {s['cycle_mult']:g} times as long as the last" if plan['patience'] else f"one cycle of {plan['cycle_len']:.2f} epochs"
+    with run.step(8, of, lrs) as row:
+        learn.fit_sgdr(n, cycle_len=plan['cycle_len'], lr_max=lrs, cycle_mult=s['cycle_mult'], patience=plan['patience'], snapshots=name, resume=name)
         run.record(row, learn)
-        report.stopped = learn.recorder.stopped
-        run.result(row, learn, learn.recorder.best_epoch)
-        run.offer(row)
-    run.keep_best()
-    report.finished = True
-    try: _judge(report, learn)
-    except Exception as e: warnings.warn(f"the report is without confusion matrix and mistakes: {e}")   # the model is trained: keep it
+        run.report.stopped = getattr(learn.recorder, 'stopped', None) if plan['patience'] else None
+        run.result(row, learn, learn.recorder.best_epoch if plan['patience'] else None)
+        _add_snapshots(run, 8)
 
-# %% ../nbs/11_recipe.ipynb #9f45803d
-@patch
-def fit_recipe(self:Learner,
-    head_epochs:int=2, # Step 3: epochs of the head on precomputed activations
-    head_cycles:int=3, # Step 4: cycles of one epoch of the head with augmentation
-    n_cycles:int=3, # Step 8: cycles of the whole network at most
-    cycle_mult:float=2, # Step 8: each cycle is this many times as long as the one before
-    ratio:float=10, # Step 6: each group's lr is this many times lower than the next one's (10 for photos like ImageNet's, 3 for others)
-    patience:int=1, # Step 8: cycles without a lower validation loss before training stops
-    freeze_stats:bool=True, # Keep the body's BatchNorm statistics in steps 7 and 8 too; `False` for a body that was not pretrained
-)->RecipeReport: # Each step's lr, epochs, time, losses, metric, and the curves
-    "Train by the eight steps; the model is in the end that of the step with the lowest validation loss, and the weights of every finished cycle are kept as snapshots. Ctrl-C raises RecipeInterrupted; that, and any other exception, holds the finished steps as `report`"
-    kwargs = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=n_cycles, cycle_mult=cycle_mult, ratio=ratio, patience=patience,
-        freeze_stats=freeze_stats)
-    check_recipe(**kwargs)
-    metric = self.metrics[0].name if len(self.metrics) else None
-    run = _Run(self, RecipeReport(settings=dict(kwargs, bs=self.dls.bs, device=str(self.dls.device)), versions=_versions(), metric_name=metric))
-    try:
-        with _frozen_for_good(self): _eight_steps(run, **kwargs)
+# %% ../nbs/11_recipe.ipynb #96cec102
+def _all_steps(run, s):
+    learn = run.learn
+    n_params = sum(p.numel() for p in learn.model.parameters())
+    with run.step(1, f'{n_params/1e6:.1f} million parameters, {len(learn.dls.train_ds):,} items for training, {len(learn.dls.valid_ds):,} for validation'): learn.freeze()
+    lr,alike = _steps_2_and_3(run, s)
+    plan = run.notes.once('plan', lambda: _plan(s, run.left(), len(learn.dls.train), len(learn.dls.valid), run.budget and _measure(learn, run.budget)))
+    if plan['head_cycles']: _step_4(run, plan, lr)
+    if plan['n_cycles']: _steps_5_to_8(run, s, plan, lr, alike)
+    _finish(run)
+
+def _head_seconds(learn, n=5):
+    "Seconds that a batch of the head takes on activations"
+    with keep_state(learn):
+        features,head = split_model(get_model(learn.model))
+        learn.model.eval()
+        b = learn.dls.train.one_batch()
+        with torch.no_grad(): x = features(*b[:learn.dls.n_inp])
+        times = []
+        for _ in range(n):
+            start = time.perf_counter()
+            learn.loss_func(head(x), *b[learn.dls.n_inp:]).backward()
+            if torch.cuda.is_available(): torch.cuda.synchronize()
+            times.append(time.perf_counter()-start)
+    return min(times)
+
+# %% ../nbs/11_recipe.ipynb #7f310731
+def _foresee(learn, report, s, budget):
+    "Rows of what the steps would do, with epochs and seconds to be expected"
+    secs,head = _measure(learn, budget),_head_seconds(learn)
+    n_iter,n_valid = len(learn.dls.train),len(learn.dls.valid)
+    n = _default_epochs(n_iter) if s['head_epochs'] is None else s['head_epochs']
+    first = (len(learn.dls.train_ds)+len(learn.dls.valid_ds))/learn.dls.valid.bs*secs['valid'] + 100*head
+    valid,left = n_valid*secs['valid'],math.inf if budget is None else budget-first-n*n_iter*head
+    plan = _plan(s, left, n_iter, n_valid, secs)
+    epochs = plan['cycle_len']*sum(s['cycle_mult']**i for i in range(plan['n_cycles']))
+    rows = {1: (None,0.), 2: (None,first), 3: (n,n*n_iter*head), 4: (plan['head_cycles'],plan['head_cycles']*(n_iter*secs['frozen']+valid)), 5: (None,0.), 6: (None,0.),
+            7: (None,_n_sweep(n_iter)*secs['whole']), 8: (math.ceil(epochs),epochs*n_iter*secs['whole']+math.ceil(epochs)*valid)}
+    skipped = {3: not n, 4: not plan['head_cycles'], 7: not plan['sweep']}
+    for k,(e,t) in rows.items():
+        if skipped.get(k) or k>4 and not plan['n_cycles']: continue
+        report.steps.append(dict(step=k, title=_titles[k], detail='at most' if k==8 and plan['patience'] else '', lr=None, epochs=e, seconds=t, train_loss=None, valid_loss=None, metric=None))
+    report.dry_run = True
+
+@contextmanager
+def _told(run):
+    "Errors and Ctrl-C hold the report of the steps that were finished"
+    try: yield
     except KeyboardInterrupt as e: raise RecipeInterrupted(run.report, run.current) from e
     except Exception as e:
         e.report = run.report
         raise
-    return run.report
+
+# %% ../nbs/11_recipe.ipynb #9f45803d
+@patch
+def fit_recipe(self:Learner,
+    head_epochs:int|None=None, # Step 3: epochs of the head on precomputed activations; `None`: about 150 batches in 2 to 50 epochs; 0: without this step
+    head_cycles:int=3, # Step 4: cycles of one epoch of the head with augmentation; 0: without this step
+    n_cycles:int=3, # Step 8: cycles of the whole network at most; 0: without steps 5 to 8
+    cycle_mult:float=2, # Step 8: each cycle is this many times as long as the one before
+    ratio:float|None=None, # Step 6: each group's lr is this many times lower than the next one's; `None`: 10, or 3 if the head alone took less than half off the loss it began with
+    patience:int=1, # Step 8: cycles without a lower validation loss before training stops
+    time_budget:str|float|None=None, # How long it may take, in seconds or as '10m': steps 4 to 8 are planned for it; `None`: no clock
+    dry_run:bool=False, # Train nothing: time a few batches, and return what the steps would take
+    resume:bool=False, # Go on with the last recipe in the Learner's folder if it was broken off; the arguments and the Learner must be as they were
+    *,
+    head_lr:float|None=None, # Lr of steps 3 and 4; `None`: found in step 2
+    lr:float|None=None, # Lr of the last group in step 8; `None`: found in step 7
+    freeze_stats:bool=True, # Keep the body's BatchNorm statistics in steps 7 and 8 too; `False` for a body that was not pretrained
+    then=None, # Function of the report that is called in the end, such as one that saves it: a run that is broken off in it counts as not finished
+)->RecipeReport: # Each step's lr, epochs, time, losses, metric, and the curves
+    "Train by the eight steps; the model is in the end the best of those that the steps left, by the validation loss, and all of them are kept as snapshots. Ctrl-C raises RecipeInterrupted; that, and any other exception, holds the finished steps as `report`"
+    s = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=n_cycles, cycle_mult=cycle_mult, ratio=ratio, patience=patience, head_lr=head_lr,
+        lr=lr, freeze_stats=freeze_stats)
+    check_recipe(**s, time_budget=time_budget)
+    budget,begun = _as_seconds(time_budget),time.time()
+    report = RecipeReport(settings=dict(s, time_budget=time_budget, bs=self.dls.bs, device=str(self.dls.device)), versions=_versions(), metric_name=self.metrics[0].name if len(self.metrics) else None)
+    with _frozen_for_good(self):
+        old = _old_notes(self, s) if resume else None
+        if old is None: _check_budget(self, budget)
+        if dry_run:
+            _foresee(self, report, s, budget)
+            return report
+        run = _Run(self, report, _new_notes(self, s) if old is None else old, budget)
+        run.begun = begun
+        with _told(run): _all_steps(run, s)
+    with _told(run):
+        if then is not None: then(report)
+        _end(run)
+    return report

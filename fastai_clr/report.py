@@ -78,7 +78,7 @@ h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-t
 .big { font-size: 2.4rem; font-weight: 600; } .note { opacity: .75; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { overflow-wrap: normal; text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-td.n, th.n { text-align: right; } td.w { white-space: normal; min-width: 12rem; } tbody tr:hover { background: var(--soft); }
+td.n, th.n { text-align: right; } td.w { white-space: normal; min-width: 12rem; } th { cursor: pointer; } th[aria-sort=ascending]::after { content: ' \\2191'; } th[aria-sort=descending]::after { content: ' \\2193'; } tbody tr:hover { background: var(--soft); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem; }
 figure { margin: 0; min-width: 0; } figure img { width: 100%; height: auto; background: #fff; border-radius: 4px; } figcaption { font-size: .9rem; }
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }
@@ -89,11 +89,17 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } d
 {% if r.finished and final %}<p><span class="big">{{ '%.2f%%' % (100*final.metric) if percent else '%.4f' % final.metric }}</span> {{ r.metric_name }} on the validation set, after {{ '%.0f' % seconds }} seconds</p>
 {% elif not r.finished %}<p class="big">Not finished</p><p>The run was stopped: this page holds the steps that were done.</p>{% endif %}
 {% if r.stopped %}<p class="note">Step 8 {{ r.stopped }}.</p>{% endif %}
-{% if r.kept and r.kept!=8 %}<p class="note">Training the whole network did not help: the model is that of step {{ r.kept }}.</p>{% endif %}
+{% if r.ensemble %}<p class="note">The result is that of an ensemble of {{ r.ensemble.n }} models (snapshots {{ r.ensemble.name }}); the best single model is that of {{ r.kept }}.</p>
+{% elif r.kept %}<p class="note">The model is that of {{ r.kept }}.</p>{% endif %}
+{% if r.test %}<p>On the test set of {{ '{:,}'.format(r.test.pictures) }} pictures, scored once: {% for k,v in r.test.items() if k!='pictures' %}{{ k }} <b>{{ '%.4f' % v }}</b>{{ '' if loop.last else ', ' }}{% endfor %}</p>{% endif %}
 <h2>The steps</h2>
 <div class="wide"><table><thead><tr><th class="n">step</th><th>what</th><th>lr</th><th class="n">epochs</th><th class="n">seconds</th><th class="n">train loss</th><th class="n">valid loss</th><th class="n">{{ r.metric_name or 'metric' }}</th></tr></thead><tbody>
 {% for s in r.steps %}<tr><td class="n">{{ s.step }}</td><td class="w">{{ s.title }}{% if s.detail %}<br><span class="note">{{ s.detail }}</span>{% endif %}</td><td>{{ s.lr or '' }}</td><td class="n">{{ s.epochs if s.epochs is not none else '' }}</td><td class="n">{{ '%.1f' % s.seconds }}</td>{% for k in ('train_loss','valid_loss','metric') %}<td class="n">{{ '%.4f' % s[k] if s.get(k) is not none else '' }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
+{% if r.candidates|length>1 %}<h2>The models that were compared</h2>
+<div class="wide"><table><thead><tr><th>model</th><th class="n">valid loss</th><th class="n">{{ r.metric_name or 'metric' }}</th></tr></thead><tbody>
+{% for c in r.candidates %}<tr><td>{{ c.name }}</td><td class="n">{{ '%.4f' % c.valid_loss }}</td><td class="n">{{ '%.4f' % c.metric if c.metric is not none else '' }}</td></tr>
+{% endfor %}</tbody></table></div>{% endif %}
 {% if figures %}<h2>Figures</h2><div class="figures">
 {% for name,caption,alt,src in figures %}<figure><img src="{{ src }}" alt="{{ alt }}"><figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}</div>{% endif %}
@@ -101,8 +107,27 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } d
 {% for m,src in mistakes %}<figure>{% if src %}<img src="{{ src }}" alt="{{ m.name or 'a picture' }}: a {{ m.true }} taken for {{ m.predicted }}">{% endif %}<figcaption><b>{{ m.true }}</b>, taken for <b>{{ m.predicted }}</b> ({{ '%.0f%%' % (100*m.prob) }})<br><span class="note">{{ m.name }}</span></figcaption></figure>
 {% endfor %}</div>{% endif %}
 <h2>Settings</h2><dl>{% for k,v in settings %}<dt>{{ k }}</dt><dd>{{ v }}</dd>{% endfor %}</dl>
+<script>
+for (const th of document.querySelectorAll('th')) {
+  const sort = () => {
+    const body = th.closest('table').tBodies[0], up = th.ariaSort !== 'ascending', value = row => row.cells[th.cellIndex].innerText.trim();
+    const compare = (a, b) => { const x = parseFloat(a), y = parseFloat(b); return isNaN(x) || isNaN(y) ? isNaN(x)-isNaN(y) || a.localeCompare(b) : x-y; };
+    for (const o of th.parentNode.cells) o.ariaSort = null;
+    th.ariaSort = up ? 'ascending' : 'descending';
+    body.append(...[...body.rows].sort((a, b) => (up ? 1 : -1)*compare(value(a), value(b))));
+  };
+  th.tabIndex = 0;
+  th.onclick = sort;
+  th.onkeydown = e => { if (e.key === 'Enter' || e.key === ' ') { e.preventDefault(); sort(); } };
+}
+</script>
 </body></html>
 """
+
+def _result(r):
+    "Loss and metric of the best model, ensembles among them; `None` if there is no metric"
+    res = r.ensemble or next((o for o in r.candidates if o['name']==r.kept), None) or next((o for o in r.steps[::-1] if o.get('metric') is not None), None)
+    return None if res is None or res.get('metric') is None else res
 
 def _uri(png): return 'data:image/png;base64,'+base64.b64encode(png).decode()
 
@@ -116,9 +141,8 @@ def render(
     figs:list, # As `figures` gives them
 )->str: # HTML
     "The report as one self-contained page"
-    done = [o for o in r.steps if o.get('metric') is not None]
     return Environment(autoescape=True).from_string(_page).render(r=r, title=f"Training report: {r.settings.get('pictures', 'eight steps')}",
-        final=next((o for o in done if o['step']==r.kept), done[-1] if done else None), percent=r.metric_name in ('accuracy','error_rate'), seconds=sum(o['seconds'] for o in r.steps),
+        final=_result(r), percent=r.metric_name in ('accuracy','error_rate'), seconds=sum(o['seconds'] for o in r.steps),
         figures=[(n,c,a,_uri(p)) for n,c,a,p in figs], mistakes=[(m, None if m['picture'] is None else _uri(_png(m['picture']))) for m in r.mistakes],
         settings=[*r.settings.items(), *r.versions.items()])
 

@@ -138,14 +138,18 @@ def _save(self:SnapshotSaver):
     whole = cs.cycle_stop%cs.per_epoch==0
     row = _last_row(self.learn.recorder) if whole and hasattr(self.learn, 'recorder') else {}
     row = {k: v if is_finite(v) or isinstance(v, (list,str)) else None for k,v in row.items()}
-    info = dict(cycle=cs.cycle, epoch=self.learn.epoch, batches=cs.cycle_stop, **row, schedule=repr(cs.main))
-    _write_atomic(_file(self.folder, cs.cycle), lambda f: torch.save(get_model(self.learn.model).state_dict(), f))
-    _write_atomic(_file(self.folder, cs.cycle).with_suffix('.json'), lambda f: f.write_text(json.dumps(info, indent=1), encoding='utf-8'))
+    _write_snapshot(self.learn, self.folder, dict(cycle=cs.cycle, epoch=self.learn.epoch, batches=cs.cycle_stop, **row, schedule=repr(cs.main)))
     self.saved = [*self.saved,cs.cycle][-(self.keep or 0):]
     for o in sorted(self.folder.glob('cycle-*')):   # the JSON goes first
         if o.stem not in [_file(self.folder, c).stem for c in self.saved]: o.unlink()
 
 def _file(folder, cycle): return folder/f'cycle-{cycle:03d}.pth'
+
+def _write_snapshot(learn, folder, info):
+    "Write the weights, and `info` beside them"
+    file = _file(folder, info['cycle'])
+    _write_atomic(file, lambda f: torch.save(get_model(learn.model).state_dict(), f))
+    _write_atomic(file.with_suffix('.json'), lambda f: f.write_text(json.dumps(info, indent=1), encoding='utf-8'))
 
 # %% ../nbs/03_snapshots.ipynb #307a0034
 def _check_state(

@@ -3,13 +3,13 @@ import json, os, re, shutil, signal, subprocess, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.learner import load_learner
-from fastai.losses import BCEWithLogitsLossFlat
+from fastai.losses import BCEWithLogitsLossFlat, MSELossFlat
 from fastai_clr import cli
 from fastai_clr.activations import MANIFEST, list_stores
 from pictures import listing
 
 exe,predict_exe,stores_exe = (Path(sys.executable).with_name(o) for o in ('clr_train','clr_predict','clr_stores'))
-FAST = '--size 32 --head-epochs 1 --head-cycles 1 --cycles 1'.split()
+FAST = '--size 32 --bs 64 --head-epochs 1 --head-cycles 1 --cycles 1'.split()
 
 def clr_train(*args, exe=exe, **kw):
     "Run the command; its exit status, standard output and standard error"
@@ -97,7 +97,8 @@ def test_bad_folders(tmp_path, digits):
     (['--size','0'], '`size` must be a whole number above 0, got 0'), (['--bs','-1'], '`bs` must be .* got -1'),
     (['--valid-pct','1.5'], '`valid_pct` must be a fraction'), (['--arch','resnet35'], "did you mean .*resnet34"),
     (['--device','cuda:99'], "`device` 'cuda:99' is not to be had"), (['--weights','nowhere.pth'], "`weights` nowhere.pth doesn't exist"),
-    (['--arch','resnet18','--fp16','--device','cpu','--no-pretrained'], '`--fp16` needs an NVIDIA GPU')])
+    (['--arch','resnet18','--fp16','--device','cpu','--no-pretrained'], '`--fp16` needs an NVIDIA GPU'), (['--time-budget','soon'], "`time_budget` must be seconds, or a time such as '90s'"),
+    (['--label-delim',';'], '`label_delim` is the text between the labels'), (['--resume','--overwrite'], 'exclude each other')])
 def test_bad_options(digits, tmp_path, args, says): refused(tmp_path/'out', digits, *args, says=says)
 
 @pytest.mark.parametrize('args,says', [(['--size','0'], '`size` must be'), (['--arch','no_such'], "`arch` 'no_such' is not known"), (['--patience','0'], '`patience`')])
@@ -176,25 +177,80 @@ def test_offline(digits, tmp_path):
     assert p.returncode==1 and 'weights of resnet18 could not be downloaded' in p.stderr and 'Traceback' not in p.stderr, p.stderr
     assert '--weights' in p.stderr and '--no-pretrained' in p.stderr and not (tmp_path/'out').exists()
 
-def test_ctrl_c_keeps_what_is_finished(digits, weights, tmp_path):
+def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(digits, weights, tmp_path):
     out = tmp_path/'out'
-    cmd = [exe, digits, '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--size', '32', '--bs', '32', '--head-cycles', '50', '--out', out]
+    cmd = [exe, digits, '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--size', '32', '--bs', '32', '--head-epochs', '2', '--head-cycles', '4', '--cycles', '0', '--out', out]
     def heed(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # a job in the background is started deaf to it
     p = subprocess.Popen(list(map(str, cmd)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'}, preexec_fn=heed)
     for line in p.stdout:
         if 'Step 4 of 8' in line: break
     p.send_signal(signal.SIGINT)
     _,err = p.communicate(timeout=60)
-    assert p.returncode==130 and 'Traceback' not in err and 'Step 4 was not finished' in err, err
+    assert p.returncode==130 and 'Traceback' not in err and 'Step 4 was not finished' in err and '--resume goes on' in err, err
     r = json.loads((out/'report.json').read_text())
     assert not r['finished'] and [o['step'] for o in r['steps']]==[1,2,3]
-    assert (out/'models/head/snapshots/recipe1-step3/cycle-000.pth').exists() and (out/'report.html').exists()
+    assert (out/'models/snapshots/recipe1-step3/cycle-000.pth').exists() and (out/'report.html').exists()
     assert not (out/'export.pkl').exists() and not [o for o in out.rglob('.*') if o.name!='.clr_train' and o.suffix!='.lock']
+    rc,_,err = clr_train(*cmd[1:], '--resume', '--seed', 3, '--ratio', 4)
+    assert rc==1 and 'was begun otherwise: ratio' in err, err
+    rc,stdout,err = clr_train(*cmd[1:], '--resume')
+    now = json.loads((out/'report.json').read_text())
+    assert rc==0 and 'Finished before' in stdout and now['finished'] and now['steps'][:3]==r['steps'] and [o['step'] for o in now['steps']]==[1,2,3,4], err
+    before = listing(out)
+    rc,stdout,err = clr_train(*cmd[1:], '--resume')
+    assert rc==0 and stdout==f'{out} is finished: nothing is left to do\n' and listing(out)==before, err
+
+@pytest.fixture
+def csv_of_two(digits):
+    "Each digit with its name and whether it is odd, in a CSV beside them; every seventh without a label"
+    rows = [f"{f.relative_to(digits)},{'' if i%7==0 else f.parent.name+(';odd' if int(f.parent.name)%2 else ';even')}" for i,f in enumerate(sorted(digits.rglob('*.png')))]
+    def write(path):
+        for f in digits.rglob('*.png'):
+            (path/f.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(f, path/f.parent.name)
+        (path/'labels.csv').write_text('\n'.join(['file,label',*rows]))
+        return path/'labels.csv'
+    return write
+
+def test_several_labels_a_picture_test_set_and_json(csv_of_two, weights, tmp_path, capsys):
+    file,out = csv_of_two(tmp_path/'pictures'),tmp_path/'out'
+    rc,stdout,err = clr_train(file, '--label-delim', ';', '--test', file, '--json', '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--no-flip', '--out', out, *FAST)
+    assert rc==0, err
+    d,r = json.loads(stdout),json.loads((out/'report.json').read_text())
+    assert stdout.count('\n')==1 and d['test']==r['test'] and d['metric_name']=='accuracy_multi' and r['settings']['label_delim']==';'
+    rc,_,err = here(cli.clr_predict, capsys, out/'export.pkl', file.parent, out=tmp_path/'p.csv', device='cpu')
+    df = pd.read_csv(tmp_path/'p.csv', keep_default_na=False, dtype=str)
+    want = {o.split(',')[0]: set(o.split(',')[1].split(';'))-{''} for o in file.read_text().splitlines()[1:]}
+    classes = [c[2:] for c in df if c.startswith('p_')]
+    right = [(float(row[f'p_{c}'])>.5)==(c in want[row['file']]) for _,row in df.iterrows() for c in classes]
+    assert classes==[*map(str, range(10)),'even','odd'] and d['test']['pictures']==len(df)==200
+    assert np.mean(right)==pytest.approx(d['test']['accuracy_multi'], abs=1e-3)      # as clr_predict has it
+
+def test_a_test_set_is_looked_at_first(digits, weights, tmp_path):
+    (tmp_path/'test/new').mkdir(parents=True)
+    shutil.copytree(digits/'3', tmp_path/'test/3')
+    shutil.copy(next((digits/'4').iterdir()), tmp_path/'test/new')
+    args = [digits, '--arch', 'tf_efficientnet_lite0', '--weights', weights, *FAST]
+    refused(tmp_path/'out', *args, '--test', tmp_path/'test', says='`--test` .* has labels that training doesn\'t know: new')
+    refused(tmp_path/'out', *args, '--test', tmp_path/'nowhere', says="nowhere doesn't exist")
+
+def test_quiet(digits, weights, tmp_path):
+    rc,stdout,err = clr_train(digits, '--quiet', '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--no-flip', '--test', digits, '--out', tmp_path/'out', '--cycles', 0, *FAST[:-2])
+    r = json.loads((tmp_path/'out/report.json').read_text())
+    assert rc==0 and stdout=='' and 'Traceback' not in err and r['test']['pictures']==200, err
+    assert f"On the test set of 200 pictures" in re.sub(r'\s+', ' ', (tmp_path/'out/report.html').read_text())
+
+def test_dry_run_leaves_nothing(digits, weights, tmp_path):
+    args = [digits, '--dry-run', '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--out', tmp_path/'out', *FAST]
+    rc,stdout,err = clr_train(*args)
+    assert rc==0 and 'A dry run' in stdout and 'Whole network' in stdout and not (tmp_path/'out').exists(), err
+    rc,stdout,err = clr_train(*args, '--json', '--cycles', 0)
+    assert rc==0 and [o['step'] for o in json.loads(stdout)['steps']]==[1,2,3,4], err
 
 def test_help_names_every_option():
     rc,out,_ = clr_train('--help')
     assert rc==0 and out.startswith('usage: clr_train')
-    for o in '--out --arch --size --bs --valid-pct --ratio --head-epochs --cycles --seed --weights --no-pretrained --device --fp16 --demo --overwrite --no-flip'.split():
+    for o in '--out --arch --size --bs --valid-pct --ratio --head-epochs --cycles --seed --weights --no-pretrained --device --fp16 --demo --overwrite --no-flip --time-budget --resume --dry-run --test --label-delim --quiet --json'.split():
         assert o in out
 
 # Predictions
@@ -253,25 +309,31 @@ def test_no_formula_for_a_spreadsheet(tmp_path):
     df = pd.read_csv(tmp_path/'p.csv')
     assert df['file'].tolist()==["'=1+1.png",'a, "b".png'] and df['label'].tolist()==["'=HYPERLINK(\"x\")","'@b"]
 
-@pytest.fixture(scope='module')
-def two_labels(demo, tmp_path_factory):
-    "An exported Learner that gives several labels a picture"
+def exported(demo, path, loss_func):
     learn = load_learner(demo[0]/'export.pkl')
-    learn.loss_func = BCEWithLogitsLossFlat()
-    file = tmp_path_factory.mktemp('two')/'two.pkl'
-    learn.export(file)
-    return file
+    learn.loss_func = loss_func
+    learn.export(path)
+    return path
+
+def test_several_labels(demo, some_pictures, tmp_path, capsys):
+    "All labels above the threshold, none among them"
+    model = exported(demo, tmp_path/'two.pkl', BCEWithLogitsLossFlat(thresh=.7))
+    rc,_,err = here(cli.clr_predict, capsys, model, some_pictures, out=tmp_path/'p.csv', device='cpu')
+    df = pd.read_csv(tmp_path/'p.csv', dtype={'label': str}, keep_default_na=False)
+    want = [';'.join(c[2:] for c in df if c.startswith('p_') and row[c]>.7) for _,row in df.iterrows()]
+    assert rc==0 and df['label'].tolist()==want and len({o.count(';') for o in want})>1, err
 
 @pytest.mark.parametrize('model,pictures,kw,says', [('gone.pkl','new',{},"gone.pkl doesn't exist"), ('new/notes.pkl','new',{},"can't be opened as an exported Learner"),
     ('export.pkl','nowhere',{},"nowhere doesn't exist: it must be a folder of pictures"), ('export.pkl','empty',{},'empty holds no pictures that can be opened'),
     ('export.pkl','new/notes.pkl',{},'is no picture that can be opened'), ('export.pkl','new',dict(bs=0),'`--bs` must be a number of pictures, at least 1, got 0'),
     ('export.pkl','new',dict(out=Path('empty')),'is there already: choose another file'), ('export.pkl','new',dict(out=Path('no/p.csv')),'there is no folder no'),
-    ('export.pkl','new',dict(device='cuda:99'),"`device` 'cuda:99' is not to be had"), ('two.pkl','new',{},'is no classifier with one label a picture')])
-def test_predictions_that_are_refused(demo, two_labels, some_pictures, tmp_path, capsys, monkeypatch, model, pictures, kw, says):
+    ('export.pkl','new',dict(device='cuda:99'),"`device` 'cuda:99' is not to be had"), ('none.pkl','new',{},'none.pkl is no classifier')])
+def test_predictions_that_are_refused(demo, some_pictures, tmp_path, capsys, monkeypatch, model, pictures, kw, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'empty').mkdir()
     (some_pictures/'notes.pkl').write_text('no pickle')
-    for o in demo[0]/'export.pkl',two_labels: shutil.copy(o, tmp_path)
+    shutil.copy(demo[0]/'export.pkl', tmp_path)
+    exported(demo, tmp_path/'none.pkl', MSELossFlat())
     was = [(n,s) for n,_,s in listing(tmp_path)]
     rc,_,err = here(cli.clr_predict, capsys, Path(model), Path(pictures), **kw)
     assert rc==1 and says in err and err.count('clr_predict:')==1 and [(n,s) for n,_,s in listing(tmp_path)]==was, err

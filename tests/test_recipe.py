@@ -1,16 +1,21 @@
 "The eight steps on real pictures"
 import copy
 from types import SimpleNamespace
-import pytest, torch
+import pandas as pd, pytest, torch
+from hypothesis import given, strategies as st
 from fastai.callback.core import Callback
 from fastai.data.block import DataBlock, MultiCategoryBlock
 from fastai.data.transforms import RandomSplitter, get_image_files
+from fastai.metrics import accuracy
+from fastai.text.learner import text_classifier_learner
+from fastai.text.data import TextDataLoaders
+from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config
 from fastai.torch_core import set_seed
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
 import fastai_clr.report   # adds `save`; chkstyle: ignore
 from fastai_clr.data import picture_dls, picture_learner
-from fastai_clr.recipe import RecipeInterrupted, RecipeReport, _before_blowup, _lr_text, _snapshot_name
+from fastai_clr.recipe import RecipeInterrupted, RecipeReport, _as_seconds, _before_blowup, _lr_text, _new_notes, _plan
 import numpy as np
 
 SHORT = dict(head_epochs=1, head_cycles=1, n_cycles=2, ratio=5)
@@ -54,9 +59,9 @@ def test_curves_have_every_batch_and_epoch(done):
 def test_the_result_is_the_model(done):
     learn,r,*_ = done
     loss,acc = learn.validate()
-    row = r.steps[r.kept-1]
-    assert row['valid_loss'] == pytest.approx(loss, rel=1e-2 if r.kept==3 else 1e-5) and row['metric'] == pytest.approx(acc)
-    assert np.trace(r.confusion)/np.sum(r.confusion) == pytest.approx(acc)
+    kept = next(o for o in r.candidates if o['name']==r.kept)
+    assert kept['valid_loss'] == pytest.approx(loss, rel=1e-5) and kept['metric'] == pytest.approx(acc)
+    assert np.trace(r.confusion)/np.sum(r.confusion) == pytest.approx((r.ensemble or kept)['metric'])
     assert len(r.mistakes) == min(12, np.sum(r.confusion)-np.trace(r.confusion))
     assert all(m['true']!=m['predicted'] and m['picture'].shape[2]==3 for m in r.mistakes)
     assert [m['loss'] for m in r.mistakes] == sorted((m['loss'] for m in r.mistakes), reverse=True)
@@ -84,8 +89,8 @@ def test_the_learner_is_left_as_it_was(done):
 
 def test_each_cycle_is_a_snapshot(done):
     learn,r,*_ = done
-    assert list(learn.snapshots('recipe1-step4')['cycle']) == [0]
-    assert (learn.path/'models/head/snapshots/recipe1-step3/cycle-000.pth').exists()
+    assert list(learn.snapshots('recipe1-step4')['cycle']) == list(learn.snapshots('recipe1-step3')['cycle']) == [0]
+    assert len(learn.snapshots('recipe1-step8')) == len([o for o in r.candidates if o['name'].startswith('step 8')])
 
 def test_ctrl_c_keeps_the_finished_steps(digits, weights, tmp_path):
     learn = make_learner(digits, weights, tmp_path)
@@ -96,7 +101,8 @@ def test_ctrl_c_keeps_the_finished_steps(digits, weights, tmp_path):
     assert e.value.step==4 and [o['step'] for o in e.value.report.steps]==[1,2,3] and not e.value.report.finished
     assert learn.train_bn and [o.name for o in learn.cbs if o.name!='progress']==[o for o in before if o!='progress']
 
-@pytest.mark.parametrize('name,value', [('head_epochs',0), ('head_cycles',1.5), ('n_cycles',True), ('patience',-1), ('ratio',.5), ('cycle_mult',0), ('ratio','3')])
+@pytest.mark.parametrize('name,value', [('head_epochs',-1), ('head_cycles',1.5), ('n_cycles',True), ('patience',-1), ('ratio',.5), ('cycle_mult',0), ('ratio','3'), ('lr',0), ('head_lr','1e-3'),
+    ('time_budget','soon'), ('time_budget',-3), ('time_budget','10 min'), ('time_budget',True)])
 def test_bad_arguments(done, name, value):
     with pytest.raises(ValueError, match=f'`{name}` must be .* got {value!r}'): done[0].fit_recipe(**{name: value})
 
@@ -132,10 +138,14 @@ def test_statistics_of_a_random_body_are_trained(digits, tmp_path):
     learn.load_snapshot('recipe1-step8')
     assert not [k for k,v in learn.model[0].state_dict().items() if 'running' in k and torch.equal(v, before[k])]
 
-@pytest.mark.parametrize('there,name', [([], 'recipe1'), (['recipe1-step4'], 'recipe2'), (['recipe2-step8','recipe10-step3','recipes'], 'recipe11')])
-def test_snapshot_names_are_new(tmp_path, there, name):
+@pytest.mark.parametrize('there,n', [([], 1), (['recipe1-step4'], 2), (['recipe2-step8','recipe10-step3','recipes'], 11)])
+def test_numbers_are_new(done, tmp_path, monkeypatch, there, n):
+    learn = done[0]
     for o in there: (tmp_path/'models/snapshots'/o).mkdir(parents=True)
-    for model_dir in ('models', tmp_path/'models'): assert _snapshot_name(SimpleNamespace(path=tmp_path, model_dir=model_dir))==name
+    monkeypatch.setattr(learn, 'path', tmp_path)
+    for k in range(2):
+        monkeypatch.setattr(learn, 'model_dir', ('models',tmp_path/'models')[k])
+        assert _new_notes(learn, {}).file==tmp_path/f'models/resume/recipe{n+k}.json'
 
 def test_lr_before_blowup():
     lrs = np.logspace(-6, 0, 601)
@@ -156,16 +166,155 @@ def test_the_best_step_is_kept(digits, weights, tmp_path, monkeypatch):
     group_lrs = type(learn).group_lrs
     monkeypatch.setattr(type(learn), 'group_lrs', lambda self, lr, ratio: group_lrs(self, lr, ratio)*100)
     with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(**SHORT)
-    losses = {o['step']: o['valid_loss'] for o in r.steps if o.get('valid_loss') is not None}
-    assert r.kept==min((3,4), key=losses.get) and losses[8]>min(losses.values())
+    losses = {o['name']: o['valid_loss'] for o in r.candidates if not o['name'].startswith('ensemble')}
+    assert r.kept==min(losses, key=losses.get) and r.kept[:6] in ('step 3','step 4','averag') and min(losses['step 3'], losses['step 4'])<losses['step 8, cycle 1']
     loss,acc = learn.validate()
-    row = r.steps[r.kept-1]
-    assert loss==pytest.approx(row['valid_loss'], rel=1e-2) and acc==pytest.approx(row['metric'], abs=.02)
-    assert np.trace(r.confusion)/np.sum(r.confusion)==pytest.approx(acc)
+    kept = next(o for o in r.candidates if o['name']==r.kept)
+    assert loss==pytest.approx(kept['valid_loss'], rel=1e-5) and acc==pytest.approx(kept['metric'])
     page = r.save(tmp_path/'report').read_text()
-    assert f'the model is that of step {r.kept}' in page and f"{row['metric']:.2%}" in page
+    assert f"model is that of {r.kept}" in page and f"{(r.ensemble or kept)['metric']:.2%}" in page
 
-def test_the_step_of_the_lowest_loss_is_kept(done):
+def test_the_candidate_of_the_lowest_loss_is_kept(done):
     r = done[1]
-    losses = {o['step']: o['valid_loss'] for o in r.steps if o.get('valid_loss') is not None}
-    assert r.kept==min(losses, key=losses.get)
+    losses = {o['name']: o['valid_loss'] for o in r.candidates}
+    single = {k:v for k,v in losses.items() if not k.startswith('ensemble')}
+    assert r.kept==min(single, key=single.get) and {'step 3','step 4','step 8, cycle 1'}<=single.keys() and any(k.startswith('average') for k in single)
+    assert (r.ensemble is not None)==(min(losses.values())<single[r.kept])
+
+def test_the_ensemble_is_there(done):
+    "Its loss and metric are those of its snapshots' mean predictions; and the average is the mean of weights"
+    learn,r,*_ = done
+    assert r.ensemble, 'no ensemble was better here: choose another seed for this module'
+    name,n = r.ensemble['name'],r.ensemble['n']
+    assert len(learn.snapshots(name))==n
+    with learn.no_bar(): preds,targs,losses = learn.snapshot_preds(name, with_loss=True)
+    assert float(losses.mean())==pytest.approx(r.ensemble['valid_loss'], rel=1e-5) and float((preds.argmax(1)==targs).float().mean())==pytest.approx(r.ensemble['metric'])
+    assert np.trace(r.confusion)/np.sum(r.confusion)==pytest.approx(r.ensemble['metric'])
+
+# A clock
+
+@pytest.mark.parametrize('text,secs', [('90s',90), ('10m',600), ('1h30m',5400), ('1.5m',90), (45,45), (.5,.5), (' 2M ',120), ('1h 5s',3605)])
+def test_times(text, secs): assert _as_seconds(text)==secs
+
+@given(left=st.floats(-10, 1e6), n_iter=st.integers(1, 10_000), n_valid=st.integers(1, 1000), whole=st.floats(1e-3, 10), frozen=st.floats(1e-3, 10), valid=st.floats(1e-3, 10),
+       head_cycles=st.integers(0, 5), n_cycles=st.integers(0, 5), lr=st.sampled_from([None,1e-3]))
+def test_a_plan_keeps_to_its_clock(left, n_iter, n_valid, whole, frozen, valid, head_cycles, n_cycles, lr):
+    "What is planned fits into the time, and an epoch more of the whole network would not"
+    secs = dict(whole=whole, frozen=frozen, valid=valid)
+    p = _plan(dict(head_cycles=head_cycles, n_cycles=n_cycles, patience=1, lr=lr), left, n_iter, n_valid, secs)
+    n = round(p['cycle_len']*n_iter)*p['n_cycles']
+    v = n_valid*valid
+    need = p['head_cycles']*(n_iter*frozen+v) + n*whole + -(-n//n_iter)*v + (p['sweep'] and p['n_cycles']>0)*max(50, min(100, n_iter))*whole + 3*v
+    assert p['n_cycles']<=min(1, n_cycles) and p['head_cycles']<=head_cycles and not (p['n_cycles'] and p['head_cycles'])
+    if p['n_cycles'] or p['head_cycles']: assert need<=left*.97*(1+1e-9)
+    if p['n_cycles']: assert n>=n_iter and need+whole+2*v+n_iter*whole>.97*left-1e-6
+
+def test_without_a_clock_all_is_as_asked():
+    assert _plan(dict(head_cycles=3, n_cycles=2, patience=1, lr=None), np.inf, 10, 2, None)==dict(head_cycles=3, n_cycles=2, cycle_len=1, patience=1, sweep=True)
+
+def test_a_clock_is_kept(digits, weights, tmp_path):
+    "The whole network gets one cosine, and the head alone no more epochs"
+    learn = make_learner(digits, weights, tmp_path)
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(time_budget='25s')
+    assert [o['step'] for o in r.steps][:3]==[1,2,3] and r.finished and r.settings['time_budget']=='25s'
+    step8 = [o for o in r.steps if o['step']==8]
+    assert step8 and 'one cycle of' in step8[0]['detail'] and 4 not in [o['step'] for o in r.steps]
+
+def test_a_clock_too_short(digits, weights, tmp_path):
+    learn = make_learner(digits, weights, tmp_path)
+    with pytest.raises(ValueError, match=r"`time_budget` of 0.001 s is too little: the pass over all 200 items takes about .* give at least \d+ s"): learn.fit_recipe(time_budget=.001)
+    assert not list(tmp_path.rglob('*'))
+
+# A dry run
+
+def test_a_dry_run_does_nothing(digits, weights, tmp_path):
+    learn = make_learner(digits, weights, tmp_path)
+    before,rng = copy.deepcopy(learn.model.state_dict()),torch.get_rng_state()
+    with learn.no_bar(): r = learn.fit_recipe(dry_run=True, **SHORT)
+    assert r.dry_run and not r.finished and [o['step'] for o in r.steps]==list(range(1,9)) and [o['epochs'] for o in r.steps if o['epochs']]==[1,1,3]
+    assert all(o['seconds']>0 for o in r.steps if o['step'] in (2,3,4,7,8))
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items()) and torch.equal(rng, torch.get_rng_state()) and not list(tmp_path.rglob('*'))
+    with learn.no_bar(): r = learn.fit_recipe(dry_run=True, n_cycles=0, head_cycles=2)
+    assert [o['step'] for o in r.steps]==[1,2,3,4]
+
+# Steps left out
+
+@pytest.mark.parametrize('kw,steps', [(dict(n_cycles=0, head_cycles=0), [1,2,3]), (dict(head_epochs=0, n_cycles=0), [1,2,4]), (dict(head_epochs=0, head_cycles=0), [1,2,5,6,7,8]),
+    (dict(head_cycles=0, lr=1e-4, head_lr=1e-3), [1,2,3,5,6,8])])
+def test_steps_left_out(digits, weights, tmp_path, kw, steps):
+    learn = make_learner(digits, weights, tmp_path)
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(**{**SHORT, **kw})
+    assert [o['step'] for o in r.steps]==steps and r.finished and r.candidates
+    if 'lr' in kw: assert [o['lr'] for o in r.steps if o['step'] in (3,8)]==['1.0e-03','2.0e-05 to 1.0e-04'] and not r.lr_finds
+    loss = learn.validate()[0]
+    assert loss==pytest.approx(next(o['valid_loss'] for o in r.candidates if o['name']==r.kept), rel=1e-5)
+
+def test_nothing_to_do(done):
+    with pytest.raises(ValueError, match='are all 0: nothing would be trained'): done[0].fit_recipe(head_epochs=0, head_cycles=0, n_cycles=0)
+
+def test_the_ratio_is_measured(digits, weights, tmp_path, monkeypatch):
+    "10 if the head took more than half off the loss that it began with, else 3"
+    learn = make_learner(digits, weights, tmp_path)
+    for alike,ratio in ((True,10), (False,3)):
+        real = fastai_clr.recipe._steps_2_and_3
+        monkeypatch.setattr('fastai_clr.recipe._steps_2_and_3', lambda run, s: (real(run, s)[0],alike))
+        with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(head_cycles=0, n_cycles=1)
+        assert f'each group {ratio} times lower' in next(o['detail'] for o in r.steps if o['step']==6)
+        monkeypatch.undo()
+        learn = make_learner(digits, weights, tmp_path)
+
+# Going on
+
+class StopAt(Callback):
+    "Break off before a batch of training"
+    _not_resumed = ('n',)
+    order = 100
+    def __init__(self, n): self.n = n
+    def before_batch(self):
+        if not self.training or hasattr(self.learn, 'lr_finder'): return
+        self.n -= 1
+        if self.n<0: raise RuntimeError('cut')
+
+def trained(digits, weights, path, cuts=()):
+    "A recipe broken off at batches of its fits, by a new Learner each time; the last one, and its report"
+    for n in [*cuts,None]:
+        learn = make_learner(digits, weights, path)
+        with learn.no_bar(), learn.no_logging(), learn.added_cbs(StopAt(10**9 if n is None else n)):
+            if n is None: return learn,learn.fit_recipe(head_epochs=2, head_cycles=2, n_cycles=2, ratio=5, resume=bool(cuts))
+            with pytest.raises(RuntimeError, match='cut'): learn.fit_recipe(head_epochs=2, head_cycles=2, n_cycles=2, ratio=5, resume=True)
+
+def test_a_run_that_goes_on_ends_bitwise(digits, weights, tmp_path):
+    one,r = trained(digits, weights, tmp_path/'one')
+    two,r2 = trained(digits, weights, tmp_path/'two', cuts=[0,7,12])
+    assert all(torch.equal(v, two.model.state_dict()[k]) for k,v in one.model.state_dict().items())
+    def rows(r): return [{k:v for k,v in o.items() if k!='seconds'} for o in r.steps]
+    assert rows(r)==rows(r2) and r.candidates==r2.candidates and r.batches==r2.batches and r.epochs==r2.epochs and r.kept==r2.kept
+    left = [o.name for o in (tmp_path/'two').rglob('*') if 'step' in o.name and 'resume' in o.parts]
+    assert not left and (tmp_path/'two/models/resume/recipe1.json').exists() and not (tmp_path/'two/models/resume/recipe2.json').exists()
+
+def test_what_cannot_go_on(digits, weights, tmp_path):
+    learn = make_learner(digits, weights, tmp_path)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(RuntimeError, match='cut'), learn.added_cbs(StopAt(0)): learn.fit_recipe(**SHORT)
+    with pytest.raises(ValueError, match='was begun otherwise: head_cycles: 1 became 2'): learn.fit_recipe(**{**SHORT, 'head_cycles': 2}, resume=True)
+    other = make_learner(digits, weights, tmp_path)
+    with torch.no_grad(): next(other.model[0].parameters()).mul_(2)
+    with pytest.raises(ValueError, match='the body of the model is not the one'): other.fit_recipe(**SHORT, resume=True)
+    file = tmp_path/'models/resume/recipe1.json'
+    whole = file.read_text()
+    file.write_text(whole[:50])
+    with pytest.raises(ValueError, match="can't read .*recipe1.json"): learn.fit_recipe(**SHORT, resume=True)
+    file.write_text(whole)
+    learn = make_learner(digits, weights, tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe(**SHORT, resume=True)
+    with pytest.raises(ValueError, match='has been finished'): make_learner(digits, weights, tmp_path).fit_recipe(**SHORT, resume=True)
+
+# Not only pictures
+
+def test_texts(tmp_path):
+    df = pd.DataFrame(dict(text=[f'{w} {w} the film is {w} indeed number {i}' for i in range(40) for w in ('good','bad')], label=['p','n']*40))
+    set_seed(0)
+    dls = TextDataLoaders.from_df(df, path=tmp_path, text_col='text', label_col='label', bs=16, seq_len=16, valid_pct=.25, seed=0)
+    learn = text_classifier_learner(dls, AWD_LSTM, pretrained=False, metrics=accuracy, path=tmp_path, config=dict(awd_lstm_clas_config, emb_sz=16, n_hid=16, n_layers=1))
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(head_cycles=1, n_cycles=2)
+    assert r.finished and [o['step'] for o in r.steps]==list(range(1,9)) and r.confusion
+    assert learn.validate()[0]==pytest.approx(next(o['valid_loss'] for o in r.candidates if o['name']==r.kept), rel=1e-4)

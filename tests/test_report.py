@@ -11,7 +11,8 @@ EVIL = '<script>document.title="run"</script>&"\''
 
 def make_report(**kw):
     "A small but whole report, with names that are HTML"
-    steps = [dict(step=s, title=f'step {s}', detail=EVIL if s==4 else '', lr='1.0e-03', epochs=2, seconds=1.5, train_loss=1., valid_loss=.5, metric=.9) for s in (3,4,8)]
+    lrs = {3: '1.0e-03', 4: None, 8: '2.0e-05 to 1.0e-04'}
+    steps = [dict(step=s, title=f'step {s}', detail=EVIL if s==4 else '', lr=lrs[s], epochs=2, seconds=1.5, train_loss=1., valid_loss=.5, metric=.9) for s in (3,4,8)]
     batches = [dict(step=s, lr=1e-3*(20-i)/20, loss=2-i/20) for s in (3,4,8) for i in range(20)]
     epochs = [dict(step=s, epoch=i, batches=10*(i+1), train_loss=1., valid_loss=.7-.1*i, accuracy=.8) for s in (3,4,8) for i in range(2)]
     mistake = dict(true=EVIL, predicted='b', prob=.9, loss=3., name=EVIL, picture=np.full((8,6,3), 200, np.uint8))
@@ -43,7 +44,7 @@ def test_page_is_self_contained_and_escaped():
     r = make_report()
     page = render(r, figures(r))
     tags = Tags(page).tags
-    assert 'script' not in {t for t,_ in tags} and 'link' not in {t for t,_ in tags}
+    assert [a for t,a in tags if t=='script']==[{}] and 'link' not in {t for t,_ in tags}   # the page's own, which sorts tables
     images = [a for t,a in tags if t=='img']
     assert len(images)==6 and all(a['src'].startswith('data:image/png;base64,') and a['alt'] for a in images)
     assert 'http' not in page
@@ -93,6 +94,19 @@ def test_in_a_browser(page):
     assert page.errors==[] and [o for o in page.asked if not o.startswith(('file:','data:'))]==[]
     assert page.eval_on_selector_all('img', 'l => l.map(o => o.complete && o.naturalWidth>0)') == [True]*6
     assert page.title().startswith('Training report: <script>')       # shown as text, not run
-    assert page.locator('tbody tr').count()==3
+    assert page.locator('table').first.locator('tbody tr').count()==3
     page.set_viewport_size(dict(width=390, height=800))
     assert page.evaluate('document.documentElement.scrollWidth') <= 390
+
+def test_tables_sort(page):
+    "By a click, and by the keyboard; numbers as numbers, what is missing at the end"
+    def column(i): return page.eval_on_selector_all('table:first-of-type tbody tr', f'l => l.map(o => o.cells[{i}].innerText)')
+    head = page.locator('table').first.locator('th')
+    steps = column(0)
+    head.nth(0).click()
+    assert column(0)==sorted(steps, key=int) and head.nth(0).get_attribute('aria-sort')=='ascending'
+    head.nth(0).press('Enter')
+    assert column(0)==sorted(steps, key=int, reverse=True) and head.nth(0).get_attribute('aria-sort')=='descending'
+    head.nth(2).press(' ')
+    assert column(2)==['2.0e-05 to 1.0e-04','1.0e-03',''] and head.nth(0).get_attribute('aria-sort') is None
+    assert page.errors==[]
