@@ -8,8 +8,8 @@ Docs: https://example.github.io/fastai_clr/cli.html.md"""
 __all__ = ['clr_train', 'clr_predict', 'clr_stores', 'clr_schedule']
 
 # %% ../nbs/13_cli.ipynb #27fba2fd
-import csv, io, json, os, shlex, shutil, sys, warnings
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+import csv, json, os, shlex, shutil, sys, warnings
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from fastcore.script import call_parse
@@ -174,14 +174,7 @@ def _is_finished(out):
 @contextmanager
 def _silence(on):
     "Nothing on standard output"
-    with redirect_stdout(io.StringIO()) if on else nullcontext(): yield
-
-@contextmanager
-def _bars(learn, off):
-    "Without progress bars and messages, if `off`"
-    with ExitStack() as stack:
-        if off: [stack.enter_context(o) for o in (learn.no_bar(),learn.no_logging())]
-        yield
+    with open(os.devnull, 'w', encoding='utf-8') as null, redirect_stdout(null) if on else nullcontext(): yield
 
 # %% ../nbs/13_cli.ipynb #9d492a3e
 @call_parse(pos=['pictures'])
@@ -231,12 +224,11 @@ def clr_train(
             if demo: pictures,weights,flip = _demo(out, arch, weights, pretrained)
             learn = _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weights, pretrained, fp16, label_delim)
             pics = None if test is None else _test_pictures(test, learn, label_delim)
-            if dry_run:
-                with _bars(learn, silent): report = learn.fit_recipe(**recipe, dry_run=True)
+            if dry_run: report = learn.fit_recipe(**recipe, dry_run=True)
         if dry_run: return print(_plan_json(report) if json else f'{report!r}\n\nA dry run: epochs and seconds are what is to be expected')
         if not resume: _clear_out(out)
         settings = dict(pictures=str(pictures), arch=arch, size=size, valid_pct=valid_pct, seed=seed, fp16=fp16, test=test, label_delim=label_delim, command=shlex.join(sys.argv))
-        with _silence(silent), _bars(learn, silent): report = _run(learn, settings, recipe, pics)
+        with _silence(silent): report = _run(learn, settings, dict(recipe, resume=resume), pics)
         if json: print(_as_json(learn, report))
         elif not quiet: print(_summary(learn, report))
 
@@ -298,6 +290,7 @@ def clr_predict(
 ):
     "Write what a trained classifier says of pictures as a CSV"
     with _sentences('clr_predict'):
+        from fastai.callback import progress   # adds `no_bar`; chkstyle: ignore
         from fastai_clr.data import pick_device
         if bs<1: raise ValueError(f"`--bs` must be a number of pictures, at least 1, got {bs}")
         if out.is_dir() or out.exists() and not overwrite: raise ValueError(f"`--out` {out} is there already: choose another file{'' if out.is_dir() else ', or pass --overwrite'}")
