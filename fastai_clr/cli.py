@@ -154,16 +154,18 @@ def _run(learn, settings, recipe, test):
 def _summary(learn, report):
     "What came out, as words"
     model = f"an ensemble of {report.ensemble['n']} models" if report.ensemble else f'the model of {report.kept}'
-    test = '' if report.test is None else f"\n\nOn the test set of {report.test['pictures']:,} pictures: {', '.join(f'{k} {v:.4f}' for k,v in report.test.items() if k!='pictures')}"
+    scores = [f'{k} {v:.4f}' for k,v in (report.test or {}).items() if k!='pictures']
+    test = f"\n\nOn the test set of {report.test['pictures']:,} pictures: {', '.join(scores)}" if scores else ''
     return f'\n{report!r}{test}\n\nWrote {learn.path}/export.pkl ({model}) and {learn.path}/report.html'
 
+# %% ../nbs/13_cli.ipynb #f96eb0df
 def _plan_json(report): return json.dumps(dict(dry_run=True, steps=report.steps, seconds=sum(o['seconds'] for o in report.steps)))
 
 def _as_json(learn, report):
     "What came out, as one line of JSON"
     best = report.ensemble or next((o for o in report.candidates if o['name']==report.kept), {})
-    return json.dumps(dict(out=str(learn.path), kept='ensemble' if report.ensemble else report.kept, valid_loss=best.get('valid_loss'), metric_name=report.metric_name, metric=best.get('metric'),
-        test=report.test, seconds=sum(o['seconds'] for o in report.steps), steps=report.steps))
+    return json.dumps(dict(out=str(learn.path), kept='ensemble' if report.ensemble else report.kept, valid_loss=best.get('valid_loss'),
+        metric_name=report.metric_name, metric=best.get('metric'), test=report.test, seconds=sum(o['seconds'] for o in report.steps), steps=report.steps))
 
 # %% ../nbs/13_cli.ipynb #4b3aaffd
 def _is_finished(out):
@@ -227,7 +229,8 @@ def clr_train(
             if dry_run: report = learn.fit_recipe(**recipe, dry_run=True)
         if dry_run: return print(_plan_json(report) if json else f'{report!r}\n\nA dry run: epochs and seconds are what is to be expected')
         if not resume: _clear_out(out)
-        settings = dict(pictures=str(pictures), arch=arch, size=size, valid_pct=valid_pct, seed=seed, fp16=fp16, test=test, label_delim=label_delim, command=shlex.join(sys.argv))
+        settings = dict(pictures=str(pictures), arch=arch, size=size, valid_pct=valid_pct, seed=seed, fp16=fp16, test=test, label_delim=label_delim,
+            command=shlex.join(sys.argv))
         with _silence(silent): report = _run(learn, settings, dict(recipe, resume=resume), pics)
         if json: print(_as_json(learn, report))
         elif not quiet: print(_summary(learn, report))
@@ -253,6 +256,7 @@ def _pictures_in(path):
     if bad: warnings.warn(f"left out {len(bad)} files that can't be opened: {', '.join(map(str, bad[:5]))}{' and others' if len(bad)>5 else ''}")
     return [f for f,k in zip(files, ok) if k]
 
+# %% ../nbs/13_cli.ipynb #c224d2fb
 def _no_formula(s): return f"'{s}" if s[:1] in ('=','+','-','@') else s
 
 def _labels(vocab, ps, thresh):
@@ -263,7 +267,9 @@ def _write_csv(out, root, files, vocab, probs, thresh=None):
     with _replacing(out) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
         w = csv.writer(f)
         w.writerow(['file','label',*(f'p_{o}' for o in vocab)])
-        for file,ps in zip(files, probs): w.writerow([_no_formula(os.path.relpath(file, root)), _no_formula(_labels(vocab, ps, thresh)), *(f'{v:.6f}' for v in ps.tolist())])
+        for file,ps in zip(files, probs):
+            name,label = os.path.relpath(file, root),_labels(vocab, ps, thresh)
+            w.writerow([_no_formula(name), _no_formula(label), *(f'{v:.6f}' for v in ps.tolist())])
 
 # %% ../nbs/13_cli.ipynb #37d49c9e
 def _load(model, device):

@@ -192,11 +192,13 @@ def _splitter(pics, valid_pct, seed):
     counts = pd.Series(pics.labels).value_counts()
     lone,several = sorted(counts.index[counts<2]),[i for i,l in enumerate(pics.labels) if counts[l]>1]
     if lone and len(several)>n_valid:
-        warnings.warn(f"{len(lone):,} classes have one picture, which is used for training, so that nothing is known of how well they are told: {', '.join(lone[:5])}{' and others' if len(lone)>5 else ''}")
+        some = f"{', '.join(lone[:5])}{' and others' if len(lone)>5 else ''}"
+        warnings.warn(f"{len(lone):,} classes have one picture, which is used for training, so that validation says nothing of them: {some}")
         return IndexSplitter([several[i] for i in RandomSplitter((n_valid+.5)/len(several), seed=seed)(several)[1]])
     if lone or n_valid<len(counts) or len(pics.files)-n_valid<len(counts): return RandomSplitter(valid_pct, seed=seed)
     return TrainTestSplitter(test_size=valid_pct, random_state=seed, stratify=pics.labels)
 
+# %% ../nbs/10_data.ipynb #56eb6e97
 def _warn_twins(train, valid):
     "Say how many pictures for validation are in the training set too, byte for byte"
     sizes = {f.stat().st_size for f in train} & {f.stat().st_size for f in valid}
@@ -205,6 +207,7 @@ def _warn_twins(train, valid):
     twins = [f for f,d in digests(valid).items() if d in seen]
     if twins: warnings.warn(f"{len(twins):,} of {len(valid):,} pictures for validation are in the training set too, such as {twins[0].name}: what validation says is too good")
 
+# %% ../nbs/10_data.ipynb #696a84d2
 def pick_device(
     device:str|None=None, # 'cpu', 'cuda', 'cuda:1', 'mps'…; `None`: the GPU when there is one, as fastai does
 )->torch.device: # One that is there
@@ -229,8 +232,8 @@ def picture_dls(
     if isinstance(valid_pct, bool) or not isinstance(valid_pct, (int,float)) or not 0<valid_pct<1: raise ValueError(f"`valid_pct` must be a fraction between 0 and 1, got {valid_pct!r}")
     device,pics = pick_device(device),find_pictures(path, label_delim)
     get_y = parent_label if Path(path).is_dir() else _labeller(dict(zip(pics.files, pics.labels)))
-    block = DataBlock((ImageBlock,CategoryBlock if label_delim is None else MultiCategoryBlock), get_items=lambda o: o.files, get_y=get_y, splitter=_splitter(pics, valid_pct, seed),
-                      item_tfms=Resize(size), batch_tfms=aug_transforms(do_flip=flip))
+    block = DataBlock((ImageBlock,CategoryBlock if label_delim is None else MultiCategoryBlock), get_items=lambda o: o.files, get_y=get_y,
+        splitter=_splitter(pics, valid_pct, seed), item_tfms=Resize(size), batch_tfms=aug_transforms(do_flip=flip))
     dsets = block.datasets(pics)
     if len(dsets.train)<2: raise ValueError(f"{path} leaves {len(dsets.train)} picture for training: at least 2 are needed")
     _warn_twins(dsets.train.items, dsets.valid.items)

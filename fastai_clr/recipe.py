@@ -411,7 +411,8 @@ def _save_model(run, row):
     "The whole model after a step as a snapshot"
     folder = _folder(run.learn, f"{run.notes.file.stem}-step{row['step']}")
     folder.mkdir(parents=True, exist_ok=True)
-    _write_snapshot(run.learn, folder, dict(cycle=0, epoch=row['epochs']-1, **{k: v if v is not None and math.isfinite(v) else None for k,v in dict(train_loss=row['train_loss'], valid_loss=row['valid_loss']).items()}))
+    losses = {k: row[k] if math.isfinite(row[k]) else None for k in ('train_loss','valid_loss')}
+    _write_snapshot(run.learn, folder, dict(cycle=0, epoch=row['epochs']-1, **losses))
     run.models.append((f"step {row['step']}", _file(folder, 0)))
 
 def _add_snapshots(run, n):
@@ -505,12 +506,14 @@ def _foresee(learn, report, s, budget):
     valid,left = n_valid*secs['valid'],math.inf if budget is None else budget-first-n*n_iter*head
     plan = _plan(s, left, n_iter, n_valid, secs)
     epochs = plan['cycle_len']*sum(s['cycle_mult']**i for i in range(plan['n_cycles']))
-    rows = {1: (None,0.), 2: (None,first), 3: (n,n*n_iter*head), 4: (plan['head_cycles'],plan['head_cycles']*(n_iter*secs['frozen']+valid)), 5: (None,0.), 6: (None,0.),
-            7: (None,_n_sweep(n_iter)*secs['whole']), 8: (math.ceil(epochs),epochs*n_iter*secs['whole']+math.ceil(epochs)*valid)}
+    def step(epochs, batch): return math.ceil(epochs),epochs*n_iter*batch + math.ceil(epochs)*valid
+    rows = {1: (None,0.), 2: (None,first), 3: (n,n*n_iter*head), 4: step(plan['head_cycles'], secs['frozen']), 5: (None,0.), 6: (None,0.),
+            7: (None,_n_sweep(n_iter)*secs['whole']), 8: step(epochs, secs['whole'])}
     skipped = {3: not n, 4: not plan['head_cycles'], 7: not plan['sweep']}
     for k,(e,t) in rows.items():
         if skipped.get(k) or k>4 and not plan['n_cycles']: continue
-        report.steps.append(dict(step=k, title=_titles[k], detail='at most' if k==8 and plan['patience'] else '', lr=None, epochs=e, seconds=t, train_loss=None, valid_loss=None, metric=None))
+        row = dict(step=k, title=_titles[k], detail='at most' if k==8 and plan['patience'] else '', epochs=e, seconds=t)
+        report.steps.append({**row, **dict.fromkeys(('lr','train_loss','valid_loss','metric'))})
     report.dry_run = True
 
 @contextmanager
@@ -529,7 +532,7 @@ def fit_recipe(self:Learner,
     head_cycles:int=3, # Step 4: cycles of one epoch of the head with augmentation; 0: without this step
     n_cycles:int=3, # Step 8: cycles of the whole network at most; 0: without steps 5 to 8
     cycle_mult:float=2, # Step 8: each cycle is this many times as long as the one before
-    ratio:float|None=None, # Step 6: each group's lr is this many times lower than the next one's; `None`: 10, or 3 if the head alone took less than half off the loss it began with
+    ratio:float|None=None, # Step 6: each group's lr is this many times lower than the next one's; `None`: 10 or 3, by what the head took off the loss
     patience:int=1, # Step 8: cycles without a lower validation loss before training stops
     time_budget:str|float|None=None, # How long it may take, in seconds or as '10m': steps 4 to 8 are planned for it; `None`: no clock
     dry_run:bool=False, # Train nothing: time a few batches, and return what the steps would take
@@ -545,7 +548,8 @@ def fit_recipe(self:Learner,
         lr=lr, freeze_stats=freeze_stats)
     check_recipe(**s, time_budget=time_budget)
     budget,begun = _as_seconds(time_budget),time.time()
-    report = RecipeReport(settings=dict(s, time_budget=time_budget, bs=self.dls.bs, device=str(self.dls.device)), versions=_versions(), metric_name=self.metrics[0].name if len(self.metrics) else None)
+    settings = dict(s, time_budget=time_budget, bs=self.dls.bs, device=str(self.dls.device))
+    report = RecipeReport(settings, _versions(), self.metrics[0].name if len(self.metrics) else None)
     with _frozen_for_good(self):
         old = _old_notes(self, s) if resume else None
         if old is None: _check_budget(self, budget)

@@ -124,6 +124,7 @@ for (const th of document.querySelectorAll('th')) {
 </body></html>
 """
 
+# %% ../nbs/12_report.ipynb #ff0674bb
 def _result(r):
     "Loss and metric of the best model, ensembles among them; `None` if there is no metric"
     res = r.ensemble or next((o for o in r.candidates if o['name']==r.kept), None) or next((o for o in r.steps[::-1] if o.get('metric') is not None), None)
@@ -131,6 +132,7 @@ def _result(r):
 
 def _uri(png): return 'data:image/png;base64,'+base64.b64encode(png).decode()
 
+# %% ../nbs/12_report.ipynb #dad4b7b1
 def _png(a):
     buf = io.BytesIO()
     Image.fromarray(a).save(buf, format='PNG')

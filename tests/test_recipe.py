@@ -1,6 +1,5 @@
 "The eight steps on real pictures"
 import copy
-from types import SimpleNamespace
 import pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
 from fastai.callback.core import Callback
@@ -196,7 +195,9 @@ def test_the_ensemble_is_there(done):
 @pytest.mark.parametrize('text,secs', [('90s',90), ('10m',600), ('1h30m',5400), ('1.5m',90), (45,45), (.5,.5), (' 2M ',120), ('1h 5s',3605)])
 def test_times(text, secs): assert _as_seconds(text)==secs
 
-@given(left=st.floats(-10, 1e6), n_iter=st.integers(1, 10_000), n_valid=st.integers(1, 1000), whole=st.floats(1e-3, 10), frozen=st.floats(1e-3, 10), valid=st.floats(1e-3, 10),
+a_batch = st.floats(1e-3, 10)   # seconds
+
+@given(left=st.floats(-10, 1e6), n_iter=st.integers(1, 10_000), n_valid=st.integers(1, 1000), whole=a_batch, frozen=a_batch, valid=a_batch,
        head_cycles=st.integers(0, 5), n_cycles=st.integers(0, 5), lr=st.sampled_from([None,1e-3]))
 def test_a_plan_keeps_to_its_clock(left, n_iter, n_valid, whole, frozen, valid, head_cycles, n_cycles, lr):
     "What is planned fits into the time, and an epoch more of the whole network would not"
@@ -210,7 +211,8 @@ def test_a_plan_keeps_to_its_clock(left, n_iter, n_valid, whole, frozen, valid, 
     if p['n_cycles']: assert n>=n_iter and need+whole+2*v+n_iter*whole>.97*left-1e-6
 
 def test_without_a_clock_all_is_as_asked():
-    assert _plan(dict(head_cycles=3, n_cycles=2, patience=1, lr=None), np.inf, 10, 2, None)==dict(head_cycles=3, n_cycles=2, cycle_len=1, patience=1, sweep=True)
+    s = dict(head_cycles=3, n_cycles=2, patience=1, lr=None)
+    assert _plan(s, np.inf, 10, 2, None)==dict(head_cycles=3, n_cycles=2, cycle_len=1, patience=1, sweep=True)
 
 def test_a_clock_is_kept(digits, weights, tmp_path):
     "The whole network gets one cosine, and the head alone no more epochs"
@@ -239,8 +241,8 @@ def test_a_dry_run_does_nothing(digits, weights, tmp_path):
 
 # Steps left out
 
-@pytest.mark.parametrize('kw,steps', [(dict(n_cycles=0, head_cycles=0), [1,2,3]), (dict(head_epochs=0, n_cycles=0), [1,2,4]), (dict(head_epochs=0, head_cycles=0), [1,2,5,6,7,8]),
-    (dict(head_cycles=0, lr=1e-4, head_lr=1e-3), [1,2,3,5,6,8])])
+@pytest.mark.parametrize('kw,steps', [(dict(n_cycles=0, head_cycles=0), [1,2,3]), (dict(head_epochs=0, n_cycles=0), [1,2,4]),
+    (dict(head_epochs=0, head_cycles=0), [1,2,5,6,7,8]), (dict(head_cycles=0, lr=1e-4, head_lr=1e-3), [1,2,3,5,6,8])])
 def test_steps_left_out(digits, weights, tmp_path, kw, steps):
     learn = make_learner(digits, weights, tmp_path)
     with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(**{**SHORT, **kw})
@@ -314,7 +316,8 @@ def test_texts(tmp_path):
     df = pd.DataFrame(dict(text=[f'{w} {w} the film is {w} indeed number {i}' for i in range(40) for w in ('good','bad')], label=['p','n']*40))
     set_seed(0)
     dls = TextDataLoaders.from_df(df, path=tmp_path, text_col='text', label_col='label', bs=16, seq_len=16, valid_pct=.25, seed=0)
-    learn = text_classifier_learner(dls, AWD_LSTM, pretrained=False, metrics=accuracy, path=tmp_path, config=dict(awd_lstm_clas_config, emb_sz=16, n_hid=16, n_layers=1))
+    config = dict(awd_lstm_clas_config, emb_sz=16, n_hid=16, n_layers=1)
+    learn = text_classifier_learner(dls, AWD_LSTM, pretrained=False, metrics=accuracy, path=tmp_path, config=config)
     with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(head_cycles=1, n_cycles=2)
     assert r.finished and [o['step'] for o in r.steps]==list(range(1,9)) and r.confusion
     assert learn.validate()[0]==pytest.approx(next(o['valid_loss'] for o in r.candidates if o['name']==r.kept), rel=1e-4)
