@@ -443,7 +443,7 @@ def _steps_2_and_3(run, s):
 def _step_4(run, plan, lr):
     "The head with augmentation"
     name = f'{run.notes.file.stem}-step4'
-    with run.step(4, f"{plan['head_cycles']} cycles of one epoch", lr) as row:
+    with run.step(4, f"{plan['head_cycles']} cycle{'s'*(plan['head_cycles']>1)} of one epoch", lr) as row:
         run.learn.fit_sgdr(plan['head_cycles'], cycle_len=1, lr_max=lr, cycle_mult=1, snapshots=name, resume=name)
         run.record(row, run.learn)
         run.result(row, run.learn)
@@ -457,7 +457,7 @@ def _steps_5_to_8(run, s, plan, head_lr, alike):
         learn.unfreeze()
         if not s['freeze_stats']: learn.remove_cbs(BodyStatsFrozen)
     with run.step(6, f'each group {ratio:g} times lower than the next'): n_groups = len(learn.group_lrs(1., ratio))
-    lr = s['lr'] or min(head_lr, float(learn.lr))
+    lr = s['lr'] or min(head_lr, float(learn.lr)/2)   # half, as fastai's `fine_tune` has it
     if plan['sweep']:
         with run.step(7, f"on the whole network in {n_groups} group{'s'*(n_groups>1)}") as row, learn.added_cbs(GroupRatios(ratio)):
             lr = min(head_lr, run.find_lr(row, learn, _n_sweep(len(learn.dls.train)), _before_blowup)['lr'])
@@ -476,7 +476,10 @@ def _all_steps(run, s):
     n_params = sum(p.numel() for p in learn.model.parameters())
     with run.step(1, f'{n_params/1e6:.1f} million parameters, {len(learn.dls.train_ds):,} items for training, {len(learn.dls.valid_ds):,} for validation'): learn.freeze()
     lr,alike = _steps_2_and_3(run, s)
-    plan = run.notes.once('plan', lambda: _plan(s, run.left(), len(learn.dls.train), len(learn.dls.valid), run.budget and _measure(learn, run.budget)))
+    def plan():
+        secs = None if run.budget is None else _measure(learn, run.budget)   # which takes some of what is left
+        return _plan(s, run.left(), len(learn.dls.train), len(learn.dls.valid), secs)
+    plan = run.notes.once('plan', plan)
     if plan['head_cycles']: _step_4(run, plan, lr)
     if plan['n_cycles']: _steps_5_to_8(run, s, plan, lr, alike)
     _finish(run)
