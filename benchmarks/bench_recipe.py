@@ -8,7 +8,7 @@ the wall-clock time that fine_tune(3) took on that set and seed, a sixth of it, 
 seconds from the DataLoaders being there to a trained model, accuracy on valid, and on test, which is scored once and chooses nothing. Cells are
 saved in a folder (--cells), and a run goes on where the last one stopped; --table writes the results of those that are there.
 """
-import argparse, json, tempfile, time, warnings
+import argparse, json, re, tempfile, time, warnings
 from pathlib import Path
 from statistics import mean
 import torch
@@ -95,7 +95,7 @@ def recipe(o, path, seed, tmp, secs):
         return dict(c.score(predict), budget=secs, kept=r.kept, ensemble=r.ensemble and r.ensemble['n'], candidates=r.candidates,
             steps=[(o['step'],round(o['seconds'], 1)) for o in r.steps])
 
-def file_of(o, name, method, seed): return o.cells/f"{name}-{method.replace('/', '_')}-{seed}.json"
+def file_of(o, name, method, seed): return o.cells/f"{name}-{re.sub('[^a-z0-9_]+', '-', method.replace('/', 'of')).strip('-')}-{seed}.json"
 
 def read(o, name, method, seed):
     f = file_of(o, name, method, seed)
@@ -174,9 +174,11 @@ def report(o):
     by_set = {n: r for n in o.data if (r := means(o, n))}
     rows = [dict(set=n, method=m, seconds=f"{v['seconds']:.0f}", valid=f"{100*v['valid']:.1f}", test=f"{100*v['test']:.1f}", seeds=v['seeds'])
         for n,r in by_set.items() for m,v in r.items() if not m.startswith('fine_tune') or m.endswith(')')]
+    missing = [f'{n} {m} seed {k}' for n in o.data for m in METHODS for k in o.seeds if read(o, n, m, k) is None]
+    owed = f" Not measured yet, {len(missing)} of {len(o.data)*len(METHODS)*len(o.seeds)} cells: {', '.join(missing)}." if missing else ''
     picture(by_set, Path(__file__).with_name('recipe.png'))
     write_section('The recipe against fine_tune', f"bench_recipe.py {' '.join(f'--data {n}=PATH' for n in o.data)} --table",
-        f"tf_efficientnet_lite0, {o.size} px, on {o.device}; accuracy in percent, means over the seeds. Points against the peer on the test part:"
+        f"tf_efficientnet_lite0, {o.size} px, on {o.device}; accuracy in percent, means over the seeds.{owed} Points against the peer on the test part:"
         f"\n\n{table(targets_table(by_set))}\n\n{table(rows)}")
 
 if __name__=='__main__':
