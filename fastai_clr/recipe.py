@@ -249,7 +249,7 @@ def _plan(
     asked = dict(head_cycles=s['head_cycles'], n_cycles=s['n_cycles'], cycle_len=1, patience=s['patience'], sweep=s['lr'] is None)
     if left==math.inf: return asked
     valid = n_valid*secs['valid']
-    whole = .97*left-3*valid   # two models and their average are compared in the end
+    whole = .95*left-3*valid   # batches take longer at times; two models and their average are compared in the end
     sweep = _n_sweep(n_iter)*secs['whole']
     asked['sweep'] = asked['sweep'] and sweep<whole/10
     if asked['sweep']: whole -= sweep
@@ -257,7 +257,7 @@ def _plan(
     if s['n_cycles'] and epochs:
         rest = max(0, int((whole-epochs*(n_iter*secs['whole']+valid)-valid)//secs['whole']))
         return {**asked, 'head_cycles': 0, 'n_cycles': 1, 'cycle_len': (epochs*n_iter+min(rest, n_iter-1))/n_iter, 'patience': None}
-    cycles = int((.97*left-3*valid)//(n_iter*secs['frozen']+valid))
+    cycles = int((.95*left-3*valid)//(n_iter*secs['frozen']+valid))
     return {**asked, 'head_cycles': max(0, min(s['head_cycles'], cycles)), 'n_cycles': 0}
 
 # %% ../nbs/11_recipe.ipynb #c6f270c7

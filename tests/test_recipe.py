@@ -207,20 +207,21 @@ def test_a_plan_keeps_to_its_clock(left, n_iter, n_valid, whole, frozen, valid, 
     v = n_valid*valid
     need = p['head_cycles']*(n_iter*frozen+v) + n*whole + -(-n//n_iter)*v + (p['sweep'] and p['n_cycles']>0)*max(50, min(100, n_iter))*whole + 3*v
     assert p['n_cycles']<=min(1, n_cycles) and p['head_cycles']<=head_cycles and not (p['n_cycles'] and p['head_cycles'])
-    if p['n_cycles'] or p['head_cycles']: assert need<=left*.97*(1+1e-9)
-    if p['n_cycles']: assert n>=n_iter and need+whole+2*v+n_iter*whole>.97*left-1e-6
+    if p['n_cycles'] or p['head_cycles']: assert need<=left*.95*(1+1e-9)
+    if p['n_cycles']: assert n>=n_iter and need+whole+2*v+n_iter*whole>.95*left-1e-6
 
 def test_without_a_clock_all_is_as_asked():
     s = dict(head_cycles=3, n_cycles=2, patience=1, lr=None)
     assert _plan(s, np.inf, 10, 2, None)==dict(head_cycles=3, n_cycles=2, cycle_len=1, patience=1, sweep=True)
 
-def test_a_clock_is_kept(digits, weights, tmp_path):
-    "The whole network gets one cosine, and the head alone no more epochs"
+def test_a_clock_is_kept(digits, weights, tmp_path, monkeypatch):
+    "The whole network gets one cosine of as many batches as there is time for, and the head alone no more epochs"
     learn = make_learner(digits, weights, tmp_path)
-    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(time_budget='25s')
-    assert [o['step'] for o in r.steps][:3]==[1,2,3] and r.finished and r.settings['time_budget']=='25s'
-    step8 = [o for o in r.steps if o['step']==8]
-    assert step8 and 'one cycle of' in step8[0]['detail'] and 4 not in [o['step'] for o in r.steps]
+    monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: dict(whole=120., frozen=1., valid=.001))
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(time_budget='1000s')
+    assert [o['step'] for o in r.steps]==[1,2,3,5,6,8] and r.finished and r.settings['time_budget']=='1000s'
+    n = len([o for o in r.batches if o['step']==8])
+    assert n in (7,8) and f'one cycle of {n/5:.2f} epochs' in r.steps[-1]['detail'] and r.steps[-1]['epochs']==2
 
 def test_a_clock_too_short(digits, weights, tmp_path):
     learn = make_learner(digits, weights, tmp_path)
@@ -309,6 +310,39 @@ def test_what_cannot_go_on(digits, weights, tmp_path):
     learn = make_learner(digits, weights, tmp_path)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(**SHORT, resume=True)
     with pytest.raises(ValueError, match='has been finished'): make_learner(digits, weights, tmp_path).fit_recipe(**SHORT, resume=True)
+
+def test_a_run_broken_off_in_its_last_call_goes_on(digits, weights, tmp_path):
+    "What `then` writes may be lost, and is written anew"
+    kw,seen = dict(head_epochs=1, head_cycles=0, n_cycles=0),[]
+    def fail(report): raise OSError('the disk is full')
+    learn = make_learner(digits, weights, tmp_path)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(OSError, match='the disk is full') as e: learn.fit_recipe(**kw, then=fail)
+    assert e.value.report.finished
+    again = make_learner(digits, weights, tmp_path)
+    with again.no_bar(), again.no_logging(): again.fit_recipe(**kw, resume=True, then=seen.append)
+    assert seen[0].finished and seen[0].candidates==e.value.report.candidates
+    assert all(torch.equal(v, again.model.state_dict()[k]) for k,v in learn.model.state_dict().items())
+    with pytest.raises(ValueError, match='has been finished'): make_learner(digits, weights, tmp_path).fit_recipe(**kw, resume=True)
+
+def test_measuring_takes_some_of_the_time(digits, weights, tmp_path, monkeypatch):
+    "The plan is made of what is left once the batches have been measured"
+    learn,left = make_learner(digits, weights, tmp_path),[]
+    real_measure,real_plan = fastai_clr.recipe._measure,fastai_clr.recipe._plan
+    def measure(learn, budget):
+        left.append(run_of[0].left())
+        return real_measure(learn, budget)
+    def plan(s, secs_left, *args):
+        left.append(secs_left)
+        return real_plan(s, secs_left, *args)
+    run_of,real_init = [],fastai_clr.recipe._Run.__init__
+    def init(self, *args):
+        real_init(self, *args)
+        run_of.append(self)
+    monkeypatch.setattr('fastai_clr.recipe._Run.__init__', init)
+    monkeypatch.setattr('fastai_clr.recipe._measure', measure)
+    monkeypatch.setattr('fastai_clr.recipe._plan', plan)
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe(head_cycles=0, n_cycles=0, time_budget=1000)
+    assert 1000>left[0]>left[1]>0
 
 # Not only pictures
 
