@@ -1,5 +1,5 @@
 "The eight steps on real pictures"
-import copy
+import copy, json
 import pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
 from fastai.callback.core import Callback
@@ -14,7 +14,7 @@ from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
 import fastai_clr.report   # adds `save`; chkstyle: ignore
 from fastai_clr.data import picture_dls, picture_learner
-from fastai_clr.recipe import RecipeInterrupted, RecipeReport, _as_seconds, _before_blowup, _lr_text, _new_notes, _plan
+from fastai_clr.recipe import RecipeInterrupted, RecipeReport, _as_seconds, _before_blowup, _lr_text, _new_notes, _Notes, _plan, _Run
 import numpy as np
 
 SHORT = dict(head_epochs=1, head_cycles=1, n_cycles=2, ratio=5)
@@ -179,6 +179,8 @@ def test_the_candidate_of_the_lowest_loss_is_kept(done):
     single = {k:v for k,v in losses.items() if not k.startswith('ensemble')}
     assert r.kept==min(single, key=single.get) and {'step 3','step 4','step 8, cycle 1'}<=single.keys() and any(k.startswith('average') for k in single)
     assert (r.ensemble is not None)==(min(losses.values())<single[r.kept])
+    together = {int(k.split()[-1]): v for k,v in losses.items() if k.startswith('ensemble')}
+    assert list(together)==list(range(2, 1+len([k for k in single if k.startswith('step')]))) and f'average of the last {min(together, key=together.get)}' in single
 
 def test_the_ensemble_is_there(done):
     "Its loss and metric are those of its snapshots' mean predictions; and the average is the mean of weights"
@@ -294,6 +296,17 @@ def test_a_run_that_goes_on_ends_bitwise(digits, weights, tmp_path):
     assert rows(r)==rows(r2) and r.candidates==r2.candidates and r.batches==r2.batches and r.epochs==r2.epochs and r.kept==r2.kept
     left = [o.name for o in (tmp_path/'two').rglob('*') if 'step' in o.name and 'resume' in o.parts]
     assert not left and (tmp_path/'two/models/resume/recipe1.json').exists() and not (tmp_path/'two/models/resume/recipe2.json').exists()
+
+def test_seconds_of_a_step_broken_off_count(done, tmp_path):
+    learn = done[0]
+    run = _Run(learn, RecipeReport({}, {}), _Notes(tmp_path/'notes.json', {'part 4': 100.}), None)
+    with learn.no_logging(), pytest.raises(KeyboardInterrupt), run.step(4): raise KeyboardInterrupt
+    assert 100<=run.notes['part 4']<101
+    with learn.no_logging(), run.step(4) as row: pass
+    assert 100<=row['seconds']<102 and json.loads((tmp_path/'notes.json').read_text())['seconds 4']==row['seconds']
+    again = _Run(learn, RecipeReport({}, {}), run.notes, None)
+    with learn.no_logging(), again.step(4) as now: pass
+    assert now['seconds']==row['seconds']
 
 def test_what_cannot_go_on(digits, weights, tmp_path):
     learn = make_learner(digits, weights, tmp_path)
