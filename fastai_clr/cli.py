@@ -124,22 +124,14 @@ def _test_pictures(path, learn, label_delim):
     if label_delim is None: return pics.files,torch.tensor([o[0] for o in idxs])
     return pics.files,torch.stack([torch.zeros(len(vocab)).scatter(0, torch.tensor(o, dtype=torch.long), 1.) for o in idxs])
 
-def _score_test(learn, report, files, targs):
-    "Loss and metrics on a test set, of the model or of the ensemble"
-    from fastai_clr.snapshots import _scores
-    dl = learn.dls.test_dl(files, bs=learn.dls.bs)
-    preds = (learn.snapshot_preds(report.ensemble['name'], dl=dl) if report.ensemble else learn.get_preds(dl=dl))[0]
-    scores = _scores(learn, preds.float(), targs)
-    report.test = dict(pictures=len(files), loss=scores.pop('valid_loss'), **scores)
-
 # %% ../nbs/13_cli.ipynb #08d49bd4
 def _run(learn, settings, recipe, test):
     "Train by the recipe, and write the report and the exported Learner; the report"
-    from fastai_clr.recipe import RecipeInterrupted
+    from fastai_clr.recipe import RecipeInterrupted, score_test
     from fastai_clr import report as _   # adds `save` to the report; chkstyle: ignore
     def write(report):
         report.settings.update(settings)
-        if report.finished and test is not None and report.test is None: _score_test(learn, report, *test)
+        if report.finished and test is not None and report.test is None: score_test(learn, report, *test)
         report.save(learn.path)
         if report.finished: _export(learn, report)
     try: return learn.fit_recipe(**recipe, then=write)

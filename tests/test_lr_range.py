@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader as TorchDL, IterableDataset, TensorDatas
 from fastai_clr import fit, precompute # Patch Learner; chkstyle: ignore
 from fastai_clr.cycles import CLR
 from fastai_clr.lr_range import range_bounds
-from fastai_clr.recipe import RecipeReport, _Run, _valley
+from fastai_clr.recipe import RecipeReport, _Notes, _Run, _valley
 from fastai_clr.resume import keep_state, learner_state
 from learners import Cancel, adamw, quiet, same, weights
 
@@ -510,6 +510,6 @@ def test_one_group():
 def test_the_recipe_leaves_no_trace(tmp_path):
     learn = make(tmp_path)
     was = bits(learn)
-    run,row = _Run(learn, RecipeReport({}, {})),dict(step=2)
-    lr = run.find_lr(row, learn, 60, _valley)
+    run,row = _Run(learn, RecipeReport({}, {}), _Notes(tmp_path/'notes.json', {}), None),dict(step=2)
+    lr = run.find_lr(row, learn, 60, _valley)['lr']
     assert 0<lr<1 and run.report.lr_finds[0]['lrs'] and bits(learn)==was

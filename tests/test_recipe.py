@@ -14,7 +14,7 @@ from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
 import fastai_clr.report   # adds `save`; chkstyle: ignore
 from fastai_clr.data import picture_dls, picture_learner
-from fastai_clr.recipe import RecipeInterrupted, RecipeReport, _as_seconds, _before_blowup, _lr_text, _new_notes, _Notes, _plan, _Run
+from fastai_clr.recipe import RecipeInterrupted, RecipeReport, _as_seconds, _before_blowup, _lr_text, _new_notes, _Notes, _plan, _Run, score_test
 import numpy as np
 
 SHORT = dict(head_epochs=1, head_cycles=1, n_cycles=2, ratio=5)
@@ -182,15 +182,24 @@ def test_the_candidate_of_the_lowest_loss_is_kept(done):
     together = {int(k.split()[-1]): v for k,v in losses.items() if k.startswith('ensemble')}
     assert list(together)==list(range(2, 1+len([k for k in single if k.startswith('step')]))) and f'average of the last {min(together, key=together.get)}' in single
 
-def test_the_ensemble_is_there(done):
-    "Its loss and metric are those of its snapshots' mean predictions; and the average is the mean of weights"
-    learn,r,*_ = done
-    assert r.ensemble, 'no ensemble was better here: choose another seed for this module'
+def test_an_ensemble_that_is_best(digits, weights, tmp_path, monkeypatch):
+    "Its loss and metric are those of its snapshots' mean predictions, on validation and test sets; the model is the best single one"
+    learn = make_learner(digits, weights, tmp_path)
+    monkeypatch.setattr('fastai_clr.recipe._loss_of', lambda o: o['valid_loss']-99*o['name'].startswith('ensemble'))
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(head_epochs=2, head_cycles=1, n_cycles=0)
     name,n = r.ensemble['name'],r.ensemble['n']
-    assert len(learn.snapshots(name))==n
+    assert len(learn.snapshots(name))==n==2 and r.kept!='ensemble'
     with learn.no_bar(): preds,targs,losses = learn.snapshot_preds(name, with_loss=True)
-    assert float(losses.mean())==pytest.approx(r.ensemble['valid_loss'], rel=1e-5) and float((preds.argmax(1)==targs).float().mean())==pytest.approx(r.ensemble['metric'])
-    assert np.trace(r.confusion)/np.sum(r.confusion)==pytest.approx(r.ensemble['metric'])
+    acc = float((preds.argmax(1)==targs).float().mean())
+    assert float(losses.mean())==pytest.approx(r.ensemble['valid_loss'], rel=1e-5) and acc==pytest.approx(r.ensemble['metric'])
+    assert np.trace(r.confusion)/np.sum(r.confusion)==pytest.approx(acc)
+    assert learn.validate()[0]==pytest.approx(next(o['valid_loss'] for o in r.candidates if o['name']==r.kept), rel=1e-5)
+    with learn.no_bar(): score_test(learn, r, learn.dls.valid_ds.items, targs)
+    assert r.test==dict(pictures=len(targs), loss=pytest.approx(r.ensemble['valid_loss'], rel=1e-5), accuracy=pytest.approx(acc))
+    r.ensemble = None
+    with learn.no_bar(): score_test(learn, r, learn.dls.valid_ds.items, targs)
+    loss,acc = learn.validate()
+    assert r.test['loss']==pytest.approx(loss, rel=1e-5) and r.test['accuracy']==pytest.approx(acc)
 
 # A clock
 
