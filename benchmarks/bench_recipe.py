@@ -177,7 +177,7 @@ def report(o):
     missing = [f'{n} {m} seed {k}' for n in o.data for m in METHODS for k in o.seeds if read(o, n, m, k) is None]
     owed = f" Not measured yet, {len(missing)} of {len(o.data)*len(METHODS)*len(o.seeds)} cells: {', '.join(missing)}." if missing else ''
     picture(by_set, Path(__file__).with_name('recipe.png'))
-    write_section('The recipe against fine_tune', f"bench_recipe.py {' '.join(f'--data {n}=PATH' for n in o.data)} --table",
+    write_section('The recipe against fine_tune', f"bench_recipe.py {' '.join(f'--data {n}=PATH' for n in o.data)} --seeds {' '.join(map(str, o.seeds))} --table",
         f"tf_efficientnet_lite0, {o.size} px, on {o.device}; accuracy in percent, means over the seeds.{owed} Points against the peer on the test part:"
         f"\n\n{table(targets_table(by_set))}\n\n{table(rows)}")
 

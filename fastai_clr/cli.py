@@ -174,7 +174,7 @@ def _silence(on):
 @call_parse(pos=['pictures'])
 def clr_train(
     pictures:str=None, # Folder of class folders, folder of `train` and `valid` folders, or CSV with the columns file and label; not with --demo
-    out:str='runs/latest', # Folder for the results; must be new or empty
+    out:str='runs/latest', # Folder for the results; must be new or empty, unless --resume or --overwrite is given
     arch:str=None, # Model of torchvision or timm; resnet34 unless --demo
     size:int=None, # Height and width of the pictures, in pixels; 224 unless --demo
     bs:int=None, # Pictures a batch; 64 on a GPU and for --demo, 16 on a CPU, where small batches are faster

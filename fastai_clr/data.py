@@ -136,12 +136,11 @@ _odd = {'turned': 'are marked as turned (EXIF), and fastai takes them as they ar
 def _look(file):
     "What is odd about a picture, by the keys of `_odd`; `None` if it can't be opened"
     try:
-        with warnings.catch_warnings(), Image.open(file) as im:
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+        with Image.open(file) as im:
             is_deep = im.mode[0] in 'IF'
             im.draft(im.mode, (32,32))
             im.load()
-            return [k for k,v in dict(turned=im.getexif().get(0x112, 1)!=1, deep=is_deep, moving=getattr(im, 'n_frames', 1)>1).items() if v]
+            return [k for k,v in dict(turned=im.getexif().get(0x112, 1)!=1, deep=is_deep, moving=getattr(im, 'is_animated', False)).items() if v]
     except (OSError,SyntaxError,ValueError,TypeError,AttributeError,EOFError,Image.DecompressionBombError): return None   # what Pillow raises on files that are damaged
 
 def _warn_odd(files, seen):
@@ -161,7 +160,9 @@ def find_pictures(
     if label_delim is not None and (path.is_dir() or not isinstance(label_delim, str) or not label_delim): raise ValueError(f"`label_delim` is the text between the labels of a picture in a CSV, got {label_delim!r} for {path}")
     res = _from_csv(path, label_delim) if path.is_file() else _from_folder(path)
     named = [f.suffix.lower() in image_extensions for f in res.files]
-    seen = iter(parallel(_look, [f for f,k in zip(res.files, named) if k], threadpool=True, progress=len(named)>1000))
+    with warnings.catch_warnings():   # here and not in `_look`, whose threads share the filters
+        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+        seen = iter(parallel(_look, [f for f,k in zip(res.files, named) if k], threadpool=True, progress=len(named)>1000))
     seen = [next(seen) if k else None for k in named]
     _warn_odd(res.files, seen)
     res = res.keep([o is not None for o in seen])
@@ -201,10 +202,11 @@ def _splitter(pics, valid_pct, seed):
 # %% ../nbs/10_data.ipynb #56eb6e97
 def _warn_twins(train, valid):
     "Say how many pictures for validation are in the training set too, byte for byte"
-    sizes = {f.stat().st_size for f in train} & {f.stat().st_size for f in valid}
-    def digests(files): return {f: hashlib.blake2b(f.read_bytes()).digest() for f in files if f.stat().st_size in sizes}
-    seen = set(digests(train).values())
-    twins = [f for f,d in digests(valid).items() if d in seen]
+    sizes = [{f: f.stat().st_size for f in files} for files in (train,valid)]
+    common = set(sizes[0].values()) & set(sizes[1].values())
+    digests = [{f: hashlib.blake2b(f.read_bytes()).digest() for f,n in o.items() if n in common} for o in sizes]
+    seen = set(digests[0].values())
+    twins = [f for f,d in digests[1].items() if d in seen]
     if twins: warnings.warn(f"{len(twins):,} of {len(valid):,} pictures for validation are in the training set too, such as {twins[0].name}: what validation says is too good")
 
 # %% ../nbs/10_data.ipynb #696a84d2

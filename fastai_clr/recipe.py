@@ -17,7 +17,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 from fastai.callback.schedule import LRFinder, valley
 from fastai.learner import Learner
 from PIL import Image
-from fastai.torch_core import get_model
+from fastai.torch_core import get_model, num_distrib
 from torch import nn
 from . import cycles, fit   # for the Learner methods they add; chkstyle: ignore
 from .activations import MANIFEST, hash_bytes, hash_module
@@ -274,8 +274,8 @@ def _as_seconds(v):
     if not 0<secs<math.inf: raise ValueError(f"`time_budget` must be seconds, or a time such as '90s', '10m' or '1h30m', above 0, got {v!r}")
     return secs
 
-def _check_budget(learn, budget, n_epochs=1):
-    "ValueError if the clock leaves no time for the pass over the data and an epoch of the head"
+def _check_budget(learn, budget):
+    "ValueError if the clock leaves no time for the pass over the data"
     if budget is None or any((learn.path/'activations').glob(f'*/{MANIFEST}')): return
     n = len(learn.dls.train_ds)+len(learn.dls.valid_ds)
     need = 1.05*_seconds_a_batch(learn, 'valid', budget/100)*n/learn.dls.valid.bs
@@ -334,7 +334,7 @@ def _candidate(run, name, preds, targs):
     return dict(name=name, valid_loss=scores['valid_loss'], metric=scores.get(run.report.metric_name), preds=preds)
 
 def _compare(run):
-    "Candidates, the targets, and how many models the best ensemble has, 1 if there is but one model"
+    "Single models and ensembles, the targets, and the average's weights, `None` if there is but one model"
     learn,files,single,together,total = run.learn,[f for _,f in run.models],[],[],None
     for k,(preds,targs) in enumerate(_preds(learn, files[::-1], 1, None), 1):
         single.insert(0, _candidate(run, run.models[-k][0], preds, targs))
@@ -389,8 +389,6 @@ def _finish(run):
     report.finished = True
 
 # %% ../nbs/11_recipe.ipynb #480b73e1
-_counts = ('head_epochs','head_cycles','n_cycles')
-
 def _default_epochs(n_iter): return min(50, max(2, -(-150//max(1, n_iter))))
 
 def check_recipe(head_epochs=None, head_cycles=3, n_cycles=3, cycle_mult=2, ratio=None, patience=1, time_budget=None, freeze_stats=True, head_lr=None, lr=None):
@@ -407,6 +405,13 @@ def check_recipe(head_epochs=None, head_cycles=3, n_cycles=3, cycle_mult=2, rati
     _as_seconds(time_budget)
 
 # %% ../nbs/11_recipe.ipynb #3034a695
+def _check_stores(run, head):
+    "ValueError if a run that goes on has other data: the stores of activations are named by all that they depend on"
+    made = [o.folder.name for o in head.stores.values()]
+    if head.tmp is None and run.notes.once('stores', lambda: made)!=made:
+        raise ValueError(f"`resume`: the recipe of {run.notes.file} was begun with other data, such as other items, another size or split: make the DataLoaders as they were then, or leave `resume` out to begin anew")
+
+# %% ../nbs/11_recipe.ipynb #1c02efdd
 def _save_model(run, row):
     "The whole model after a step as a snapshot"
     folder = _folder(run.learn, f"{run.notes.file.stem}-step{row['step']}")
@@ -427,6 +432,7 @@ def _steps_2_and_3(run, s):
     with run.step(2, 'on precomputed activations' if s['head_lr'] is None else 'the pass for precomputed activations, as the lr is given', s['head_lr']) as row:
         head = learn.precompute()
         head.logger = learn.logger
+        _check_stores(run, head)
         found = run.find_lr(row, head, 100, _valley) if s['head_lr'] is None else dict(lr=s['head_lr'], losses=[], batch=0.)
     lr,n_iter = found['lr'],len(head.dls.train)
     n = _default_epochs(n_iter) if s['head_epochs'] is None else s['head_epochs']
@@ -550,6 +556,7 @@ def fit_recipe(self:Learner,
     s = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=n_cycles, cycle_mult=cycle_mult, ratio=ratio, patience=patience, head_lr=head_lr,
         lr=lr, freeze_stats=freeze_stats)
     check_recipe(**s, time_budget=time_budget)
+    if num_distrib()>1: raise ValueError("`fit_recipe` runs in one process: call `fit_sgdr` and `precompute` yourself within `distrib_ctx`")
     budget,begun = _as_seconds(time_budget),time.time()
     settings = dict(s, time_budget=time_budget, bs=self.dls.bs, device=str(self.dls.device))
     report = RecipeReport(settings, _versions(), self.metrics[0].name if len(self.metrics) else None)

@@ -266,16 +266,17 @@ def test_steps_left_out(digits, weights, tmp_path, kw, steps):
 def test_nothing_to_do(done):
     with pytest.raises(ValueError, match='are all 0: nothing would be trained'): done[0].fit_recipe(head_epochs=0, head_cycles=0, n_cycles=0)
 
-def test_the_ratio_is_measured(digits, weights, tmp_path, monkeypatch):
+@pytest.mark.parametrize('began,ratio', [(1e3,10), (1e-3,3)])
+def test_the_ratio_is_measured(digits, weights, tmp_path, monkeypatch, began, ratio):
     "10 if the head took more than half off the loss that it began with, else 3"
     learn = make_learner(digits, weights, tmp_path)
-    for alike,ratio in ((True,10), (False,3)):
-        real = fastai_clr.recipe._steps_2_and_3
-        monkeypatch.setattr('fastai_clr.recipe._steps_2_and_3', lambda run, s: (real(run, s)[0],alike))
-        with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(head_cycles=0, n_cycles=1)
-        assert f'each group {ratio} times lower' in next(o['detail'] for o in r.steps if o['step']==6)
-        monkeypatch.undo()
-        learn = make_learner(digits, weights, tmp_path)
+    monkeypatch.setattr('fastai_clr.recipe._Run.find_lr', lambda self, row, *args: dict(lr=1e-3, losses=[began], batch=.01))
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(head_epochs=1, head_cycles=0, n_cycles=1)
+    assert f'each group {ratio} times lower' in next(o['detail'] for o in r.steps if o['step']==6)
+
+def test_one_process_only(done, monkeypatch):
+    monkeypatch.setattr('fastai_clr.recipe.num_distrib', lambda: 2)
+    with pytest.raises(ValueError, match='runs in one process'): done[0].fit_recipe()
 
 # Going on
 
@@ -305,6 +306,28 @@ def test_a_run_that_goes_on_ends_bitwise(digits, weights, tmp_path):
     assert rows(r)==rows(r2) and r.candidates==r2.candidates and r.batches==r2.batches and r.epochs==r2.epochs and r.kept==r2.kept
     left = [o.name for o in (tmp_path/'two').rglob('*') if 'step' in o.name and 'resume' in o.parts]
     assert not left and (tmp_path/'two/models/resume/recipe1.json').exists() and not (tmp_path/'two/models/resume/recipe2.json').exists()
+
+def test_a_run_with_other_data_does_not_go_on(digits, weights, tmp_path):
+    "Another size, and another split"
+    def learner(**kw):
+        set_seed(0, reproducible=True)
+        return picture_learner(picture_dls(digits, **{**dict(size=32, bs=32, flip=False), **kw}), 'tf_efficientnet_lite0', path=tmp_path, weights=weights)
+    learn = learner()
+    with learn.no_bar(), learn.no_logging(), pytest.raises(RuntimeError, match='cut'), learn.added_cbs(StopAt(0)): learn.fit_recipe(**SHORT)
+    for kw in (dict(size=40), dict(seed=1)):
+        learn = learner(**kw)
+        with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match='was begun with other data'): learn.fit_recipe(**SHORT, resume=True)
+
+def test_a_plan_is_used_again(digits, weights, tmp_path, monkeypatch):
+    "A run with a clock that goes on measures nothing anew, and has the same cycle"
+    monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: dict(whole=120., frozen=1., valid=.001))
+    learn = make_learner(digits, weights, tmp_path)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(RuntimeError, match='cut') as e, learn.added_cbs(StopAt(2)): learn.fit_recipe(time_budget=1000)
+    monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: pytest.fail('measured again'))
+    plan = json.loads((tmp_path/'models/resume/recipe1.json').read_text())['plan']
+    learn = make_learner(digits, weights, tmp_path)
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(StopAt(10**9)): r = learn.fit_recipe(time_budget=1000, resume=True)
+    assert len([o for o in r.batches if o['step']==8])==round(plan['cycle_len']*len(learn.dls.train)) and r.finished
 
 def test_seconds_of_a_step_broken_off_count(done, tmp_path):
     learn = done[0]
