@@ -24,7 +24,9 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 # %% ../nbs/07_activations.ipynb #80a44913
-def hash_bytes(*bufs)->str: # 32 hex digits
+def hash_bytes(
+    *bufs # Of bytes: anything with a buffer
+)->str: # 32 hex digits
     "Hash of all bytes of `bufs`, in order (BLAKE2b, 128 bits)"
     h = hashlib.blake2b(digest_size=16)
     for b in bufs: h.update(b)
@@ -76,7 +78,9 @@ class CannotDescribe(TypeError):
 def _refuse_local(name):
     if '<' in name: raise CannotDescribe(f"{name} can't be told from others of that name: give it a name at the top of a module")
 
-def describe_code(f):
+def describe_code(
+    f # Any function written in Python
+)->str: # 32 hex digits
     "Hash of what function `f` does: its code, with the functions inside it, its defaults, and what it closes over"
     cells = [describe(o.cell_contents) for o in f.__closure__ or ()]
     return hash_bytes(repr([_code(f.__code__), describe(f.__defaults__), describe(f.__kwdefaults__), cells]).encode())

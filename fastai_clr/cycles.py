@@ -117,7 +117,6 @@ class _Place:
 class CycleScheduler(Callback):
     "Set hyper-parameters by schedules at each batch, record them in `recorder.hps`, and fire `after_cycle` once a cycle"
     order,run_valid,name,aside = EarlyStoppingCallback.order-.5,False,'cycle_scheduler',False
-    training = property(lambda self: self.learn.training)
 
     def __init__(self,
         **hypers # A schedule for each hyper-parameter, e.g. `lr=CosineRestarts(3)`; that of `lr`, else the first, says what a cycle is
@@ -127,7 +126,15 @@ class CycleScheduler(Callback):
         self.place,self.hps,self.announces = _Place(),{},False
         self.set_scheds(hypers)
 
-    def set_scheds(self, hypers):
+    @property
+    def training(self):
+        "Whether the Learner is training, not validating"
+        return self.learn.training
+
+    def set_scheds(self,
+        hypers:dict # A schedule for each hyper-parameter
+    ):
+        "Drive these from now on; TypeError if one is no schedule"
         for k,s in hypers.items():
             if not isinstance(s, Schedule): raise TypeError(f"`{k}` must be a schedule such as CosineRestarts(3, lr_max=1e-2), got {s!r}")
         self.scheds,self.drives,self.main = hypers,set(hypers),hypers.get('lr', next(iter(hypers.values())))

@@ -80,8 +80,12 @@ class Pictures:
     is_valid:list|None # One truth value a file; `None`: not given
     skipped:list = field(default_factory=list) # Files that are no pictures
 
-    def keep(self, ok): return Pictures(self.root, *[v if v is None else [o for o,k in zip(v, ok) if k] for v in (self.files, self.labels, self.is_valid)],
-                                        self.skipped + [o for o,k in zip(self.files, ok) if not k])
+    def keep(self,
+        ok:list # One truth value a file
+    ): # The Pictures of those files; the others are added to `skipped`
+        "Those files that are good"
+        return Pictures(self.root, *[v if v is None else [o for o,k in zip(v, ok) if k] for v in (self.files, self.labels, self.is_valid)],
+            self.skipped + [o for o,k in zip(self.files, ok) if not k])
 
 def _folders(path): return sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith('.'))
 

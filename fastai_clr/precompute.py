@@ -461,7 +461,11 @@ def _mapped(a):
 
 class Rows:
     "Activations and targets by item, from the stores of one or more passes; the first is the clean one"
-    def __init__(self, stores, where, device):
+    def __init__(self,
+        stores:list, # Of ActivationStore, one a pass
+        where:str, # 'gpu', 'ram' or 'disk': where rows are read from
+        device:torch.device # Of the model; unused unless `where` is 'gpu'
+    ):
         self.stores,self.dtype = stores,stores[0].info['x']['dtype']
         i,y = (stores[0].arrays[k] for k in 'iy')
         self.at = None if _in_order(i) else torch.from_numpy(np.argsort(i))   # row of each item
@@ -489,7 +493,10 @@ class Rows:
         x,y = self.batch(idx.reshape(-1), True)
         return (x,y) if idx.ndim else (x[0],y[0])
 
-    def batch(self, idx, clean):
+    def batch(self,
+        idx:torch.Tensor, # Index of items, shape (bs,)
+        clean:bool # Whether all come from the clean pass
+    )->tuple: # Activations, shape (bs, *shape of an item's), and targets
         "Activations and targets of some items, by the clean pass or each by a view drawn for it"
         def get(v, i): return self._from_disk(v, i) if self.x is None else self.x[v].index_select(0, i)
         if len(self.stores)==1 or clean: return get(0, idx).float(),self.y.index_select(0, idx)
@@ -503,7 +510,11 @@ class Rows:
 # %% ../nbs/08_precompute.ipynb #f6098273
 class RowsDL(DataLoader):
     "DataLoader over `Rows`, a gather a batch"
-    def __init__(self, dataset, wgts=None, **kwargs):
+    def __init__(self,
+        dataset:Rows, # What is read
+        wgts:np.ndarray|None=None, # Probability of each item, shape (n_items,); `None`: each item once an epoch
+        **kwargs # As for fastai's DataLoader
+    ):
         super().__init__(dataset, **kwargs)
         self.wgts,self.n_inp = wgts,1
 
@@ -600,7 +611,16 @@ class _HeadRecorder(Recorder):
 # %% ../nbs/08_precompute.ipynb #40c1f6d3
 class HeadLearner(Learner):
     "A Learner for the head on stored activations; made by `learn.precompute()`. Its modules are those of the whole model"
-    def __init__(self, learn, features, head, stores, views, bs, where, split):
+    def __init__(self,
+        learn:Learner, # Of the whole model
+        features:nn.Module, # What comes before the head
+        head:nn.Module, # What is trained
+        stores:dict, # ActivationStore of 'train' and 'valid'
+        views:list, # More stores of 'train', an augmented view each
+        bs:int, # Rows a batch
+        where:str, # 'gpu', 'ram' or 'disk': where rows are read from
+        split # How the model was cut in two, as `precompute` got it
+    ):
         self.known,self.heard = None,{}
         rows = {k: Rows([stores[k], *(views if k=='train' else [])], where, learn.dls.device) for k in ('train','valid')}
         wgts = getattr(learn.dls.train, 'wgts', None)

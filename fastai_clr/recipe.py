@@ -64,7 +64,10 @@ class RecipeReport:
 
 class RecipeInterrupted(KeyboardInterrupt):
     "Ctrl-C during a recipe; `report` holds the steps that were finished"
-    def __init__(self, report, step):
+    def __init__(self,
+        report:RecipeReport, # Of the finished steps
+        step:int # That was interrupted, 1 to 8
+    ):
         super().__init__(f'interrupted in step {step}')
         self.report,self.step = report,step
 
@@ -166,7 +169,9 @@ def _before_blowup(
 class GroupRatios(Callback):
     "Within `lr_find`: lower each group's lr by `ratio` against the next one's"
     order,run_valid = LRFinder.order+1,False
-    def __init__(self, ratio): self.ratio = ratio
+    def __init__(self,
+        ratio:float # How many times lower each group's lr is than the next one's
+    ): self.ratio = ratio
     def before_batch(self):
         n = len(self.opt.hypers)
         for i,h in enumerate(self.opt.hypers): h['lr'] /= self.ratio**(n-1-i)
@@ -391,7 +396,18 @@ def _finish(run):
 # %% ../nbs/11_recipe.ipynb #480b73e1
 def _default_epochs(n_iter): return min(50, max(2, -(-150//max(1, n_iter))))
 
-def check_recipe(head_epochs=None, head_cycles=3, n_cycles=3, cycle_mult=2, ratio=None, patience=1, time_budget=None, freeze_stats=True, head_lr=None, lr=None):
+def check_recipe(
+    head_epochs=None, # All are arguments of `fit_recipe`: this one for step 3
+    head_cycles=3, # For step 4
+    n_cycles=3, # For step 8
+    cycle_mult=2, # For step 8
+    ratio=None, # For step 6
+    patience=1, # For step 8
+    time_budget=None, # The clock
+    freeze_stats=True, # For steps 7 and 8
+    head_lr=None, # For steps 3 and 4
+    lr=None, # For step 8
+):
     "ValueError if arguments of `fit_recipe` make no sense"
     for k,v in dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=n_cycles).items():
         if v is None and k=='head_epochs': continue

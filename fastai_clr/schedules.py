@@ -242,7 +242,9 @@ class CosineRestarts(_Bounded):
         if not self._epochs(self.n_cycles or 1)<1e12: raise ValueError(f"`n_cycles` of {self.n_cycles} with `cycle_mult` of {self.cycle_mult} is more epochs than can ever be trained")
 
     @property
-    def n_epochs(self): return None if self.n_cycles is None else self._epochs(self.n_cycles)
+    def n_epochs(self):
+        "Length in epochs; `None`: endless"
+        return None if self.n_cycles is None else self._epochs(self.n_cycles)
 
     def _epochs(self, k):
         more = self.cycle_mult-1
@@ -301,7 +303,9 @@ class Triangular(_Bounded):
         if not 2*self.step_size*(self.n_cycles or 1)<1e12: raise ValueError(f"`n_cycles` of {self.n_cycles} is more epochs than can ever be trained")
 
     @property
-    def n_epochs(self): return None if self.n_cycles is None else self._epochs(self.n_cycles)
+    def n_epochs(self):
+        "Length in epochs; `None`: endless"
+        return None if self.n_cycles is None else self._epochs(self.n_cycles)
 
     def _epochs(self, k): return 2*self.step_size*k
     def _guess(self, epochs): return int(epochs/(2*self.step_size))
@@ -423,7 +427,9 @@ class Chain(Schedule):
             _offsets=list(accumulate((math.inf if o.n_epochs is None else o.n_epochs for o in scheds), initial=0)))
 
     @property
-    def n_epochs(self): return None if self._offsets[-1]==math.inf else self._offsets[-1]
+    def n_epochs(self):
+        "Length in epochs; `None`: endless"
+        return None if self._offsets[-1]==math.inf else self._offsets[-1]
 
     def _parts(self, n_iter):
         "First batch of each part, and the end"

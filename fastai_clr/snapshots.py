@@ -105,7 +105,10 @@ class SnapshotSaver(Callback):
         if keep is not None and (isinstance(keep, bool) or not isinstance(keep, Integral) or keep<1): raise ValueError(f"`keep` must be a whole number of snapshots, at least 1, or None for all, got {keep!r}")
         self.snapshot_name,self.keep,self.overwrite,self.saved,self.resumed = _plain_name(name, 'snapshots'),keep,overwrite,[],False
 
-    def check(self, learn, n_cycles=None):
+    def check(self,
+        learn:Learner, # That will be trained
+        n_cycles:int|None=None # How many snapshots there will be; `None`: not known
+    ):
         "ValueError if the name is taken, OSError if the folder can't be written or has no room for the snapshots of `n_cycles`; then the name is this run's"
         self.folder = _folder(learn, self.snapshot_name)
         if any(self.folder.glob('cycle-*')) and not (self.overwrite or self.resumed):
@@ -474,7 +477,12 @@ class StopOnOverfit(Callback):
         self.check(self.learn, cs.main, self.n_epoch, cs.per_epoch)
         self.recorder.stopped = None
 
-    def check(self, learn, sched, n_epoch, n_iter):
+    def check(self,
+        learn:Learner, # That will be trained
+        sched, # The schedule that says what a cycle is
+        n_epoch:int, # Epochs to train
+        n_iter:int # Batches an epoch
+    ):
         "ValueError if the recorder won't have `monitor`, or not at each end of a cycle of `sched`"
         names = _recorded(learn)
         if self.monitor not in names: raise ValueError(f"`monitor` must be one of {', '.join(names)}, got {self.monitor!r}")

@@ -1,0 +1,70 @@
+"Docstrings are complete: what is public says what it is, and says it of each of its arguments"
+import importlib, inspect, pkgutil, subprocess, sys
+import pytest
+from fastai.callback.core import event
+from fastai.learner import Learner
+from fastcore.docments import docments
+import fastai_clr
+
+MODULES = [importlib.import_module(f'fastai_clr.{o.name}') for o in pkgutil.iter_modules(fastai_clr.__path__) if o.name not in ('_modidx','all')]
+EVENTS = {k for k,v in vars(event).items() if isinstance(v, str)} | {'after_cycle'}
+
+def _ours(f): return inspect.isfunction(f) and f.__module__.startswith('fastai_clr')
+
+def _methods(cls):
+    "Public methods that a class defines: neither callbacks of an event nor another version of what a base class has"
+    for k,v in vars(cls).items():
+        v = getattr(v, '__func__', getattr(v, 'fget', v))
+        if _ours(v) and not k.startswith('_') and k not in EVENTS and not any(hasattr(b, k) for b in cls.__mro__[1:]): yield k,v
+
+def _public():
+    for m in MODULES:
+        for n in m.__all__:
+            o,name = getattr(m, n),f'{m.__name__}.{n}'
+            if inspect.isclass(o):
+                yield name,o,vars(o).get('__init__')
+                for k,f in _methods(o): yield f'{name}.{k}',f,f
+            elif inspect.isfunction(o): yield name,o,o
+    for k,f in vars(Learner).items():
+        f = getattr(f, 'fget', f)
+        if _ours(f) and not k.startswith('_'): yield f'Learner.{k}',f,f
+
+PUBLIC = list(_public())
+
+def _without_comment(o, f):
+    "Arguments that say nothing of themselves; what `delegates` adds to a signature is told elsewhere"
+    if f is None or getattr(f, '__wrapped__', f).__module__.startswith('contextlib'): return []
+    own = list(getattr(o, '__dataclass_fields__', None) or [*inspect.signature(f).parameters])
+    code = inspect.unwrap(f).__code__
+    if not hasattr(o, '__dataclass_fields__'): own = [k for k in own if k in code.co_varnames]
+    docs = docments(o, full=True, args_kwargs=True)
+    return [k for k in own if k not in ('self','cls') and not k.startswith('_') and not (k in docs and docs[k].docment)]
+
+def test_there_is_much_that_is_public():
+    names = [o[0] for o in PUBLIC]
+    assert {'Learner.fit_sgdr','Learner.precompute','fastai_clr.schedules.CosineRestarts','fastai_clr.cli.clr_train','Learner.fit_recipe'} <= {*names}
+    assert len(names)>100
+
+@pytest.mark.parametrize('name,o,f', PUBLIC, ids=[o[0] for o in PUBLIC])
+def test_says_what_it_is_and_what_it_takes(name, o, f):
+    doc = inspect.getdoc(o)
+    assert doc and not doc.startswith(f'{o.__name__}('), f'{name} has no docstring'   # dataclasses get their signature for one
+    assert not _without_comment(o, f), f'{name} says nothing of these arguments'
+
+def test_an_argument_without_a_comment_is_seen():
+    def f(a, # Told
+          b): "What it does"
+    assert _without_comment(f, f)==['b']
+
+# What fastai, fasttransform, and torch warn of when they are imported alone, made into errors, is not ours to mend
+WITHOUT = '''
+import sys, warnings
+import fastai.vision.all, fastai.callback.all, fastai.tabular.all, fastai.text.all, fastai.collab
+warnings.resetwarnings(); warnings.simplefilter('error')
+import fastai_clr.all, fastai_clr.cli, fastai_clr.report, fastai_clr.lr_range
+print('no warning')
+'''
+
+def test_importing_warns_of_nothing():
+    r = subprocess.run([sys.executable, '-c', WITHOUT], capture_output=True, text=True)
+    assert r.returncode==0 and r.stdout=='no warning\n', r.stderr[-2000:]
