@@ -486,7 +486,7 @@ def _steps_5_to_8(run, s, plan, head_lr, alike):
     lrs,n = learn.group_lrs(lr, ratio),plan['n_cycles']
     of = f"up to {n} cycles, each {s['cycle_mult']:g} times as long as the last" if plan['patience'] else f"one cycle of {plan['cycle_len']:.2f} epochs"
     with run.step(8, of, lrs) as row:
-        learn.fit_sgdr(n, cycle_len=plan['cycle_len'], lr_max=lrs, cycle_mult=s['cycle_mult'], warmup_pct=.1, patience=plan['patience'], snapshots=name, resume=name)
+        learn.fit_sgdr(n, cycle_len=plan['cycle_len'], lr_max=lrs, cycle_mult=s['cycle_mult'], patience=plan['patience'], snapshots=name, resume=name)
         run.record(row, learn)
         run.report.stopped = getattr(learn.recorder, 'stopped', None) if plan['patience'] else None
         run.result(row, learn, learn.recorder.best_epoch if plan['patience'] else None)
