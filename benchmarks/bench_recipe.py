@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from fastai.callback import progress, schedule   # for what they add to Learner; chkstyle: ignore
 from fastai_clr.all import demo_weights, picture_dls, picture_learner
 from fastai_clr.data import find_pictures
-from results import met, table, write_section
+from results import machine, met, table, write_section
 
 TUNE = [1,3,5,10]
 METHODS = [*(f'fine_tune({n}) {lr}' for n in TUNE for lr in ('default','lr_find')), 'logistic', 'by hand', *(f'recipe {k}' for k in ('3/6','3','5','10'))]
@@ -129,7 +129,7 @@ def measure(o):
                 res = run_cell(o, name, path, method, seed)
                 if res is None: continue
                 tmp = file_of(o, name, method, seed).with_suffix('.tmp')
-                tmp.write_text(json.dumps(res))
+                tmp.write_text(json.dumps(dict(res, machine=machine())))
                 tmp.rename(tmp.with_suffix('.json'))
                 print(f"{name} {method} seed {seed}: valid {res['valid']:.4f} test {res['test']:.4f} {res['seconds']:.1f} s", flush=True)
 

@@ -155,7 +155,7 @@ def _plan_json(report): return json.dumps(dict(dry_run=True, steps=report.steps,
 
 def _as_json(learn, report):
     "What came out, as one line of JSON"
-    best = report.ensemble or next((o for o in report.candidates if o['name']==report.kept), {})
+    best = report.best or {}
     return json.dumps(dict(out=str(learn.path), kept='ensemble' if report.ensemble else report.kept, valid_loss=best.get('valid_loss'),
         metric_name=report.metric_name, metric=best.get('metric'), test=report.test, seconds=sum(o['seconds'] for o in report.steps), steps=report.steps))
 

@@ -9,7 +9,7 @@ __all__ = ['is_finite', 'check_scheds', 'batches_per_epoch', 'CycleScheduler', '
            'CLR']
 
 # %% ../nbs/02_cycles.ipynb #5e9016fe
-import math
+import math, warnings
 from inspect import signature
 from numbers import Integral, Real
 import numpy as np
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.callback.core import Callback, CancelTrainException, event
 from fastai.callback.schedule import LRFinder, ParamScheduler
-from fastai.callback.tracker import EarlyStoppingCallback
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib
 from .schedules import Chain, CosineRestarts, Linear, Schedule, Triangular
@@ -151,6 +151,7 @@ def before_fit(self:CycleScheduler):
     self.per_epoch,self.is_over = batches_per_epoch(self.learn),False
     lead = min(self._peers(CycleScheduler), key=lambda o: 'lr' not in o.drives)
     check_peers(self, self.learn.cbs)
+    if 'lr' in self.drives and self._peers(ReduceLROnPlateau): warnings.warn("the schedule sets the lr at each batch: what ReduceLROnPlateau changes lasts till the next one only; leave one of them out")
     main = getattr(lead, 'main', None)   # an everyday form that is not set up yet is endless
     check_scheds(self.opt, self.scheds, self.n_epoch, self.per_epoch, main and main.n_batches(self.per_epoch) or self.n_epoch*self.per_epoch)
     self.place,self.total = _Place(),self.main.n_batches(self.per_epoch)

@@ -50,6 +50,12 @@ class RecipeReport:
     dry_run:bool=False # Whether nothing was done, and epochs and seconds are what is to be expected
     finished:bool=False # Whether all steps were done
 
+    @property
+    def best(self)->dict|None: # With valid_loss and metric; `None` before any training
+        "The ensemble or the model that came out best; of a run that was broken off, the last step with a result"
+        trained = [o for o in self.steps if o.get('valid_loss') is not None]
+        return self.ensemble or next((o for o in self.candidates if o['name']==self.kept), trained[-1] if trained else None)
+
     def table(self)->pd.DataFrame: # A row a step
         "The steps as a table"
         df = pd.DataFrame(self.steps, columns=['step','title','lr','epochs','seconds','train_loss','valid_loss','metric'])
@@ -219,7 +225,7 @@ class _Stopwatch(Callback):
     "Break training off, or validation, after a few batches, and know how long one took"
     run_valid = True
     def __init__(self, train, seconds): self.train,self.seconds,self.times = train,seconds,[]
-    def done(self): return len(self.times)>=4 and (len(self.times)>=20 or self.times[-1]-self.times[0]>=self.seconds)
+    def done(self): return len(self.times)>=4 and (len(self.times)>=40 or self.times[-1]-self.times[0]>=self.seconds)
     def before_validate(self):
         if self.train: raise CancelValidException()
     def after_batch(self):
@@ -254,7 +260,7 @@ def _plan(
     asked = dict(head_cycles=s['head_cycles'], n_cycles=s['n_cycles'], cycle_len=1, patience=s['patience'], sweep=s['lr'] is None)
     if left==math.inf: return asked
     valid = n_valid*secs['valid']
-    whole = .95*left-3*valid   # batches take longer at times; two models and their average are compared in the end
+    whole = .92*left-3*valid   # batches take longer at times; two models and their average are compared in the end
     sweep = _n_sweep(n_iter)*secs['whole']
     asked['sweep'] = asked['sweep'] and sweep<whole/10
     if asked['sweep']: whole -= sweep
@@ -262,7 +268,7 @@ def _plan(
     if s['n_cycles'] and epochs:
         rest = max(0, int((whole-epochs*(n_iter*secs['whole']+valid)-valid)//secs['whole']))
         return {**asked, 'head_cycles': 0, 'n_cycles': 1, 'cycle_len': (epochs*n_iter+min(rest, n_iter-1))/n_iter, 'patience': None}
-    cycles = int((.95*left-3*valid)//(n_iter*secs['frozen']+valid))
+    cycles = int((.92*left-3*valid)//(n_iter*secs['frozen']+valid))
     return {**asked, 'head_cycles': max(0, min(s['head_cycles'], cycles)), 'n_cycles': 0}
 
 # %% ../nbs/11_recipe.ipynb #c6f270c7

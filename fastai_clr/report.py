@@ -125,11 +125,6 @@ for (const th of document.querySelectorAll('th')) {
 """
 
 # %% ../nbs/12_report.ipynb #ff0674bb
-def _result(r):
-    "Loss and metric of the best model, ensembles among them; `None` if there is no metric"
-    res = r.ensemble or next((o for o in r.candidates if o['name']==r.kept), None) or next((o for o in r.steps[::-1] if o.get('metric') is not None), None)
-    return None if res is None or res.get('metric') is None else res
-
 def _uri(png): return 'data:image/png;base64,'+base64.b64encode(png).decode()
 
 # %% ../nbs/12_report.ipynb #dad4b7b1
@@ -144,7 +139,7 @@ def render(
 )->str: # HTML
     "The report as one self-contained page"
     return Environment(autoescape=True).from_string(_page).render(r=r, title=f"Training report: {r.settings.get('pictures', 'eight steps')}",
-        final=_result(r), percent=r.metric_name in ('accuracy','error_rate'), seconds=sum(o['seconds'] for o in r.steps),
+        final=r.best if r.best and r.best.get('metric') is not None else None, percent=r.metric_name in ('accuracy','error_rate'), seconds=sum(o['seconds'] for o in r.steps),
         figures=[(n,c,a,_uri(p)) for n,c,a,p in figs], mistakes=[(m, None if m['picture'] is None else _uri(_png(m['picture']))) for m in r.mistakes],
         settings=[*r.settings.items(), *r.versions.items()])
 

@@ -1,5 +1,6 @@
 "Docstrings are complete: what is public says what it is, and says it of each of its arguments"
-import importlib, inspect, pkgutil, subprocess, sys
+import importlib, inspect, json, pkgutil, re, subprocess, sys
+from pathlib import Path
 import pytest
 from fastai.callback.core import event
 from fastai.learner import Learner
@@ -68,3 +69,16 @@ print('no warning')
 def test_importing_warns_of_nothing():
     r = subprocess.run([sys.executable, '-c', WITHOUT], capture_output=True, text=True)
     assert r.returncode==0 and r.stdout=='no warning\n', r.stderr[-2000:]
+
+def test_promises_name_tests_that_there_are():
+    root = Path(__file__).parents[1]
+    named = re.findall(r'`tests/([\w/]+\.py)::(\w+)`', (root/'nbs/promised.ipynb').read_text(encoding='utf-8'))
+    assert len(named)>30 and [o for o in named if not re.search(rf'^def {o[1]}\(', (root/'tests'/o[0]).read_text(encoding='utf-8'), re.M)]==[]
+
+@pytest.mark.parametrize('page,source', [('benchmarks','benchmarks/RESULTS.md'),('changelog','CHANGELOG.md')])
+def test_pages_show_the_file_as_it_is(page, source):
+    "What a page shows was saved when its notebook ran"
+    root = Path(__file__).parents[1]
+    cells = json.loads((root/f'nbs/{page}.ipynb').read_text(encoding='utf-8'))['cells']
+    shown = [''.join(o['data']['text/markdown']) for c in cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+    assert shown==[(root/source).read_text(encoding='utf-8').split('\n', 1)[1]], f'run nbs/{page}.ipynb again'

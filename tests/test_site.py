@@ -1,0 +1,111 @@
+"The built site, as `make docs` leaves it in _docs: links lead somewhere, pages ask no other host and complain of nothing, and fit on a phone"
+import functools, http.server, os, shutil, threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SITE = ROOT/'_docs'
+needed = bool(os.environ.get('REQUIRE_BROWSER'))
+if not SITE.exists() and not needed: pytest.skip('no site here: `make docs` builds it', allow_module_level=True)
+PAGES = sorted(str(o.relative_to(SITE)) for o in SITE.rglob('*.html'))
+
+class _Parts(HTMLParser):
+    "Where a page leads, and what can be led to in it"
+    def __init__(self, text):
+        super().__init__()
+        self.links,self.ids = [],set()
+        self.feed(text)
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids |= {attrs[k] for k in ('id','name') if attrs.get(k)}
+        if tag=='a' and attrs.get('href'): self.links.append(attrs['href'])
+
+@functools.cache
+def parts(page): return _Parts((SITE/page).read_text(encoding='utf-8'))
+
+def _lost(page):
+    "Links within the site that lead nowhere"
+    for link in parts(page).links:
+        if urlsplit(link).scheme or link.startswith('//'): continue
+        to = urlsplit(urljoin('/'+page, link))
+        path = unquote(to.path).lstrip('/') or 'index.html'
+        if path.endswith('/'): path += 'index.html'
+        if not (SITE/path).exists() or to.fragment and path.endswith('.html') and unquote(to.fragment) not in parts(path).ids: yield link
+
+def test_there_is_a_page_for_each_notebook():
+    nbs = [o for o in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts]
+    names = {o.stem.split('_', 1)[1] if o.stem[:2].isdigit() else o.stem for o in nbs}
+    assert len(nbs)>20 and names<={Path(o).stem for o in PAGES}
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_somewhere(page): assert list(_lost(page))==[]
+
+def test_the_sidebar_leads_to_every_page():
+    led = {unquote(urlsplit(urljoin('/', o)).path).lstrip('/') for o in parts('index.html').links}
+    assert {o for o in PAGES if o!='404.html'} <= led | {'index.html'}
+
+@pytest.fixture(scope='module')
+def site():
+    "Address of the site, served here"
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *a): return
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(SITE)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+@pytest.fixture(scope='module')
+def browser():
+    exe = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    if exe is None and not needed: pytest.skip('no Chromium here: install it to test the site in a browser')
+    assert exe, 'REQUIRE_BROWSER is set, and there is no Chromium'
+    from playwright.sync_api import sync_playwright
+    args = ['--no-sandbox','--disable-gpu','--disable-background-networking','--disable-component-update','--disable-sync']
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=exe, args=args)
+        yield browser
+        browser.close()
+
+@pytest.fixture(params=['light','dark'])
+def tab(browser, request):
+    "A page of a phone's width, what it complained of, and what it asked for"
+    tab = browser.new_page(color_scheme=request.param, viewport=dict(width=390, height=800))
+    tab.errors,tab.asked = [],[]
+    tab.on('console', lambda m: tab.errors.append(m.text) if m.type=='error' else None)
+    tab.on('pageerror', lambda e: tab.errors.append(str(e)))
+    tab.on('request', lambda r: tab.asked.append(r.url))
+    tab.on('requestfailed', lambda r: tab.errors.append(f'{r.url}: {r.failure}'))
+    yield tab
+    tab.close()
+
+def test_pages_in_a_browser(tab, site):
+    wrong = {}
+    for o in PAGES:
+        tab.errors.clear()
+        tab.asked.clear()
+        tab.goto(site+o, wait_until='load')
+        lost = tab.eval_on_selector_all('img', 'l => l.filter(o => !(o.complete && o.naturalWidth>0)).map(o => o.src.slice(0, 80))')
+        others = [u for u in tab.asked if not u.startswith((site,'data:','blob:'))]
+        wide = tab.evaluate('document.documentElement.scrollWidth')
+        if tab.errors or lost or others or wide>390: wrong[o] = [*tab.errors, *lost, *others, wide]
+    assert wrong=={}
+
+def test_search_finds(browser, site):
+    tab = browser.new_page()
+    tab.goto(site)
+    box = tab.locator('#quarto-search input')
+    if not box.count() or not box.first.is_visible(): tab.locator('#quarto-search button').first.click()
+    tab.locator('#quarto-search input').first.fill('precompute')
+    tab.wait_for_selector('a[href*="precompute.html"]:visible', timeout=10_000)
+    tab.close()
+
+def test_formulas_are_shown(browser, site):
+    tab = browser.new_page()
+    tab.goto(site+'schedules.html')
+    assert tab.locator('math').count()>=5 and r'\eta' not in tab.inner_text('main')
+    tab.close()
