@@ -66,7 +66,10 @@ class RecipeReport:
         fmt = {'title': f'{{:{width}}}'.format, 'seconds': '{:.1f}'.format, 'train_loss': num, 'valid_loss': num, self.metric_name or 'metric': num}
         return self.table().fillna({'lr': ''}).to_string(index=False, na_rep='', formatters=fmt, justify='left')
 
-    def _repr_html_(self): return self.table().to_html(index=False, na_rep='', float_format='{:.4f}'.format)
+    def _repr_html_(self):
+        df = self.table()
+        df['epochs'] = ['' if pd.isna(o) else int(o) for o in df['epochs']]   # `na_rep` does not reach whole numbers
+        return df.fillna({'lr': ''}).to_html(index=False, na_rep='', float_format='{:.4f}'.format)
 
 class RecipeInterrupted(KeyboardInterrupt):
     "Ctrl-C during a recipe; `report` holds the steps that were finished"

@@ -36,7 +36,8 @@ def cell_md(c, i, cfg, imgs):
     "Markdown blocks for cell `c`"
     if c.cell_type=='markdown': return [md_source(c.source, cfg)]
     if c.cell_type!='code': return []
-    res = [] if '#| echo: false' in c.source else [f'``` python\n{c.source.strip()}\n```']
+    code = '\n'.join(o for o in c.source.splitlines() if not o.startswith('#|')).strip()
+    res = [] if '#| echo: false' in c.source else [f'``` python\n{code}\n```']
     if '#| output: false' in c.source: return res
     return res + [output(o, i, j, imgs) for j,o in enumerate(c.outputs, 1)]
 
