@@ -1,5 +1,5 @@
 "The built site, as `make docs` leaves it in _docs: links lead somewhere, pages ask no other host and complain of nothing, and fit on a phone"
-import functools, http.server, os, shutil, threading
+import functools, http.server, os, shutil, sys, threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SITE = ROOT/'_docs'
 needed = bool(os.environ.get('REQUIRE_BROWSER'))
-if not SITE.exists() and not needed: pytest.skip('no site here: `make docs` builds it', allow_module_level=True)
+if not SITE.exists() and (not needed or sys.version_info<(3,11)):   # what builds it needs Python 3.11
+    pytest.skip('no site here: `make docs` builds it', allow_module_level=True)
 PAGES = sorted(str(o.relative_to(SITE)) for o in SITE.rglob('*.html'))
 
 class _Parts(HTMLParser):
