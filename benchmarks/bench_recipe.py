@@ -165,6 +165,10 @@ def picture(by_set, file):
             got = [r[k] for k in keys if k in r]
             ax.plot([g['seconds'] for g in got], [100*g['test'] for g in got], style, label=label)
         ax.set(title=name, xlabel='seconds', xscale='log')
+        low,high = ax.get_xlim()
+        ax.set_xticks([o for o in (5,10,20,50,100,200,500,1000,2000) if low<=o<=high])
+        ax.xaxis.set_major_formatter('{x:g}')
+        ax.xaxis.set_minor_formatter('')
     axs[0][0].set_ylabel('accuracy on test, %')
     axs[0][0].legend(fontsize=8)
     fig.tight_layout()
