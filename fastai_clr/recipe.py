@@ -52,9 +52,10 @@ class RecipeReport:
 
     @property
     def best(self)->dict|None: # With valid_loss and metric; `None` before any training
-        "The ensemble or the model that came out best; of a run that was broken off, the last step with a result"
-        trained = [o for o in self.steps if o.get('valid_loss') is not None]
-        return self.ensemble or next((o for o in self.candidates if o['name']==self.kept), trained[-1] if trained else None)
+        "The ensemble or the model that came out best; if none were compared, the step whose model was kept; of a run that was broken off, the last step with a result"
+        trained = [o for o in self.steps[::-1] if o.get('valid_loss') is not None]
+        of_step = next((o for o in trained if (self.kept or '').startswith(f"step {o['step']}")), trained[0] if trained else None)
+        return self.ensemble or next((o for o in self.candidates if o['name']==self.kept), of_step)
 
     def table(self)->pd.DataFrame: # A row a step
         "The steps as a table"
@@ -263,7 +264,7 @@ def _plan(
     asked = dict(head_cycles=s['head_cycles'], n_cycles=s['n_cycles'], cycle_len=1, patience=s['patience'], sweep=s['lr'] is None)
     if left==math.inf: return asked
     valid = n_valid*secs['valid']
-    whole = .92*left-3*valid   # batches take longer at times; two models and their average are compared in the end
+    free = whole = .92*left-3*valid   # batches take longer at times; two models and their average are compared in the end
     sweep = _n_sweep(n_iter)*secs['whole']
     asked['sweep'] = asked['sweep'] and sweep<whole/10
     if asked['sweep']: whole -= sweep
@@ -271,7 +272,7 @@ def _plan(
     if s['n_cycles'] and epochs:
         rest = max(0, int((whole-epochs*(n_iter*secs['whole']+valid)-valid)//secs['whole']))
         return {**asked, 'head_cycles': 0, 'n_cycles': 1, 'cycle_len': (epochs*n_iter+min(rest, n_iter-1))/n_iter, 'patience': None}
-    cycles = int((.92*left-3*valid)//(n_iter*secs['frozen']+valid))
+    cycles = int(free//(n_iter*secs['frozen']+valid))
     return {**asked, 'head_cycles': max(0, min(s['head_cycles'], cycles)), 'n_cycles': 0}
 
 # %% ../nbs/11_recipe.ipynb #c6f270c7

@@ -119,6 +119,13 @@ def test_a_report_without_a_judgement(digits, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(learn, 'get_preds', fail)
     with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='a picture is gone'): r = learn.fit_recipe(**SHORT)
     assert r.finished and len(r.steps)==8 and not r.confusion
+    assert r.best['valid_loss']==min(o['valid_loss'] for o in r.steps if 'valid_loss' in o) and r.kept.startswith(f"step {r.best['step']}")
+
+def test_the_best_of_steps_that_were_not_compared():
+    "That of the step whose model was kept, not the last one"
+    steps = [dict(step=3, valid_loss=.5, metric=.8), dict(step=4, valid_loss=.4, metric=.9), dict(step=8, valid_loss=.6, metric=.7)]
+    assert RecipeReport({}, {}, steps=steps, kept='step 4').best['metric']==.9 and RecipeReport({}, {}, steps=steps).best['metric']==.7
+    assert RecipeReport({}, {}).best is None
 
 def test_several_labels_and_no_metric(digits, weights, tmp_path):
     set_seed(0)

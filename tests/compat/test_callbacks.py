@@ -53,8 +53,9 @@ def test_snapshots_and_going_on_after_a_break(new, cbs, kw):
     learn = new(cbs, **kw)
     with pytest.raises(KeyboardInterrupt):
         learn.fit_sgdr(2, 1, lr_max=1e-2, snapshots='cut', resume='cut', cbs=Cancel('after_batch', KeyboardInterrupt, lambda o: o.training and o.epoch==1))
-    learn = new(cbs, **kw)
-    learn.fit_sgdr(2, 1, lr_max=1e-2, snapshots='cut', resume='cut', cbs=Cancel('after_batch', KeyboardInterrupt, lambda o: False))
+    learn,seen = new(cbs, **kw),set()
+    learn.fit_sgdr(2, 1, lr_max=1e-2, snapshots='cut', resume='cut', cbs=Cancel('after_batch', KeyboardInterrupt, lambda o: seen.add(o.epoch)))   # never
+    assert 0 not in seen
     assert same(weights(whole), weights(learn)) and len(learn.snapshots('cut'))==2
 
 def test_a_plateau_is_warned_of(new):
