@@ -62,15 +62,18 @@ class RecipeReport:
         df = pd.DataFrame(self.steps, columns=['step','title','lr','epochs','seconds','train_loss','valid_loss','metric'])
         return df.astype({'epochs': 'Int64'}).rename(columns={'metric': self.metric_name or 'metric'})
 
+    def _shown(self):
+        "The table without a word where there is nothing to say: `na_rep` does not reach whole numbers"
+        df = self.table().fillna({'lr': ''})
+        df['epochs'] = ['' if pd.isna(o) else int(o) for o in df['epochs']]
+        return df
+
     def __repr__(self):
         num,width = '{:.4f}'.format,max(map(len, _titles.values()))
         fmt = {'title': f'{{:{width}}}'.format, 'seconds': '{:.1f}'.format, 'train_loss': num, 'valid_loss': num, self.metric_name or 'metric': num}
-        return self.table().fillna({'lr': ''}).to_string(index=False, na_rep='', formatters=fmt, justify='left')
+        return self._shown().to_string(index=False, na_rep='', formatters=fmt, justify='left')
 
-    def _repr_html_(self):
-        df = self.table()
-        df['epochs'] = ['' if pd.isna(o) else int(o) for o in df['epochs']]   # `na_rep` does not reach whole numbers
-        return df.fillna({'lr': ''}).to_html(index=False, na_rep='', float_format='{:.4f}'.format)
+    def _repr_html_(self): return self._shown().to_html(index=False, na_rep='', float_format='{:.4f}'.format)
 
 class RecipeInterrupted(KeyboardInterrupt):
     "Ctrl-C during a recipe; `report` holds the steps that were finished"

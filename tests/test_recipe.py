@@ -45,7 +45,7 @@ def test_all_eight_steps_are_reported(done):
     assert r.finished and [o['step'] for o in r.steps] == list(range(1,9))
     assert [o['step'] for o in r.steps if o.get('metric') is not None] == [3,4,8]
     assert list(r.table().columns) == ['step','title','lr','epochs','seconds','train_loss','valid_loss','accuracy']
-    assert str(len(r.steps)) in repr(r) and '<table' in r._repr_html_() and 'NA' not in r._repr_html_()
+    assert str(len(r.steps)) in repr(r) and '<table' in r._repr_html_() and 'NA' not in repr(r)+r._repr_html_()
 
 def test_curves_have_every_batch_and_epoch(done):
     learn,r,*_ = done
