@@ -8,8 +8,8 @@ Docs: https://example.github.io/fastai_clr/cli.html.md"""
 __all__ = ['clr_train', 'clr_predict', 'clr_stores', 'clr_schedule']
 
 # %% ../nbs/13_cli.ipynb #27fba2fd
-import csv, json, os, shlex, shutil, sys, warnings
-from contextlib import contextmanager, nullcontext, redirect_stdout
+import csv, json, os, shlex, shutil, signal, subprocess, sys, threading, warnings
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import fields
 from pathlib import Path
 from fastcore.script import call_parse
@@ -17,11 +17,21 @@ from fastcore.script import call_parse
 # %% ../nbs/13_cli.ipynb #d39b8517
 def _show_warning(message, *args, **kwargs): print(f'Warning: {message}', file=sys.stderr)
 
+# %% ../nbs/13_cli.ipynb #a7c5ea43
+@contextmanager
+def _sigterm_as_ctrl_c():
+    def stop(*_): raise KeyboardInterrupt
+    if threading.current_thread() is not threading.main_thread(): return (yield)   # only that one can say what is done
+    was = signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, was)
+
+# %% ../nbs/13_cli.ipynb #04211b01
 @contextmanager
 def _sentences(name):
-    "Errors that a user can mend as one sentence, Ctrl-C as exit status 130, our own warnings without the line of code, other packages' not at all"
+    "Errors that a user can mend as one sentence, Ctrl-C and SIGTERM as exit status 130, our own warnings without the line of code, other packages' not at all"
     try:
-        with warnings.catch_warnings():
+        with _sigterm_as_ctrl_c(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             warnings.filterwarnings('default', module=r'fastai_clr\.')
             warnings.showwarning = _show_warning
@@ -29,8 +39,9 @@ def _sentences(name):
     except KeyboardInterrupt as e: _exit(130, f'\n{name}: stopped. {e}'.rstrip())
     except (ValueError,OSError,ImportError) as e: _exit(1, f'{name}: {e}')
     except RuntimeError as e:
-        if type(e).__name__!='OutOfMemoryError': raise
-        _exit(1, f'{name}: the GPU has too little memory: pass a lower --bs or --size')
+        if type(e).__name__=='OutOfMemoryError': _exit(1, f'{name}: the GPU has too little memory: pass a lower --bs or --size')
+        if 'inline_container' in str(e): _exit(1, f'{name}: a file could not be written, as the disk takes no more')   # torch's word for it
+        raise
 
 def _exit(status, message):
     print(message, file=sys.stderr)
@@ -47,32 +58,52 @@ def _replacing(path):
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/13_cli.ipynb #0e774a3d
-_marker = '.clr_train'
+_marker,_lock = '.clr_train','.clr_train.lock'
 _results = ('export.pkl','report.html','report.json','history.csv','figures/*.png','models/snapshots/recipe*-step*','models/snapshots/recipe*-ensemble','models/resume/recipe*','models/head/resume/recipe*')
 
-def _check_out(out, pictures, weights, overwrite, resume=False):
-    "Refuse an `out` that can't be written to, or where something would be lost"
+def _check_place(out, pictures, weights, overwrite, resume):
+    "Refuse an `out` that can't be written to, or that lies where it must not"
     for k,v in {'the pictures': pictures, '--weights': weights}.items():
         if v is not None and Path(v).resolve().is_relative_to(out.resolve()): raise ValueError(f"{k} ({v}) lie inside `--out` {out}, where results are replaced: choose another folder")
     if pictures is not None and out.resolve().is_relative_to(Path(pictures).resolve()): raise ValueError(f"`--out` {out} lies inside {pictures}: nothing is written among the pictures, choose another folder")
     if out.exists() and not out.is_dir(): raise ValueError(f"`--out` {out} is a file: choose a folder")
     if overwrite and resume: raise ValueError("`--overwrite` and `--resume` exclude each other: begin anew, or go on")
-    if out.is_dir() and any(out.iterdir()):
-        if not overwrite and not resume: raise ValueError(f"`--out` {out} is not empty: choose another folder, pass --resume to go on with a run that was broken off there, or --overwrite to replace its results")
-        if not (out/_marker).exists(): raise ValueError(f"`--out` {out} holds something that clr_train didn't write: --overwrite and --resume are for results of earlier runs only, choose another folder")
     near = next(o for o in (out.resolve(),*out.resolve().parents) if o.exists())
     if not near.is_dir() or not os.access(near, os.W_OK|os.X_OK): raise ValueError(f"`--out` {out} can't be made: no permission to write in {near}")
+
+def _is_taken(out): return out.is_dir() and any(o.name!=_lock for o in out.iterdir())
+
+def _check_taken(out, overwrite, resume):
+    "Refuse an `out` where something would be lost"
+    if _is_taken(out):
+        if not overwrite and not resume: raise ValueError(f"`--out` {out} is not empty: choose another folder, pass --resume to go on with a run that was broken off there, or --overwrite to replace its results")
+        if not (out/_marker).exists(): raise ValueError(f"`--out` {out} holds something that clr_train didn't write: --overwrite and --resume are for results of earlier runs only, choose another folder")
+
+# %% ../nbs/13_cli.ipynb #cf101800
+@contextmanager
+def _claimed(out):
+    "Nobody else writes to `out` meanwhile; if it was made for this and nothing came into it, it is taken away again"
+    from filelock import FileLock, Timeout
+    new = [o for o in (out,*out.parents) if not o.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out/_lock)
+    try: lock.acquire(blocking=False)
+    except Timeout: raise ValueError(f"`--out` {out}: another clr_train is writing there now: choose another folder, or wait for its end") from None
+    try: yield
+    finally:
+        lock.release()
+        if out.is_dir() and not _is_taken(out):
+            (out/_lock).unlink(missing_ok=True)
+            for o in new: o.rmdir()
 
 # %% ../nbs/13_cli.ipynb #6d707a7c
 @contextmanager
 def _new_out(out, only_look=False):
-    "Make `out` if it isn't there; take it away again if the block fails, or with `only_look`"
-    was,taken = out.exists(),out.exists() and any(out.iterdir())
+    "Mark `out` as ours; empty it again, if it was empty, if the block fails, or with `only_look`"
+    taken = _is_taken(out)
     def undo():
-        if not taken: shutil.rmtree(out, ignore_errors=True)
-        if was and not taken: out.mkdir()
+        for o in [] if taken else [o for o in out.iterdir() if o.name!=_lock]: shutil.rmtree(o) if o.is_dir() else o.unlink()
     try:
-        out.mkdir(parents=True, exist_ok=True)
         (out/_marker).touch()
         yield
     except BaseException:
@@ -83,6 +114,12 @@ def _new_out(out, only_look=False):
 def _clear_out(out):
     "Remove the results of an earlier run"
     for f in [f for o in _results for f in out.glob(o)]: shutil.rmtree(f) if f.is_dir() and not f.is_symlink() else f.unlink()
+
+_half_written = ('.export.pkl*','.report.*','.history.csv.*','figures/.*.png.*','demo/.tf_efficientnet_lite0.pth.*')
+
+def _drop_half_written(out):
+    "Remove what a process that was killed had begun to write"
+    for f in [f for o in _half_written for f in out.glob(o)]: f.unlink()
 
 # %% ../nbs/13_cli.ipynb #43b74830
 def _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weights, pretrained, fp16, label_delim):
@@ -151,6 +188,14 @@ def _summary(learn, report):
     return f'\n{report!r}{test}\n\nWrote {learn.path}/export.pkl ({model}) and {learn.path}/report.html'
 
 # %% ../nbs/13_cli.ipynb #f96eb0df
+def _git_state():
+    "Commit of the folder in which the command runs, with '-dirty' if files there differ from it; `None` if there is no git"
+    cmd = ['git','-c','core.fsmonitor=false','describe','--always','--dirty','--abbrev=40','--exclude=*']   # runs no program of that folder's
+    with suppress(OSError, subprocess.TimeoutExpired):
+        p = subprocess.run(cmd, capture_output=True, text=True, timeout=10, env={**os.environ, 'GIT_OPTIONAL_LOCKS': '0'})
+        if p.returncode==0: return p.stdout.strip()
+    return None
+
 def _plan_json(report): return json.dumps(dict(dry_run=True, steps=report.steps, seconds=sum(o['seconds'] for o in report.steps)))
 
 def _as_json(learn, report):
@@ -162,8 +207,10 @@ def _as_json(learn, report):
 # %% ../nbs/13_cli.ipynb #4b3aaffd
 def _is_finished(out):
     "Whether the run in `out` has come to its end"
-    file = out/'report.json'
-    return file.exists() and (out/'export.pkl').exists() and json.loads(file.read_text(encoding='utf-8'))['finished']
+    with suppress(FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):   # damaged ones are written anew
+        read = [json.loads(o.read_text(encoding='utf-8')) for o in (out/'report.json',*out.glob('models/resume/recipe*.json'))]
+        return (out/'export.pkl').exists() and all(o['finished'] for o in read)
+    return False
 
 @contextmanager
 def _silence(on):
@@ -204,7 +251,8 @@ def clr_train(
     with _sentences('clr_train'):
         out = Path(out)
         if demo==(pictures is not None): raise ValueError("pass a folder of pictures, or --demo, and not both: see clr_train --help")
-        _check_out(out, pictures, weights, overwrite, resume)
+        _check_place(out, pictures, weights, overwrite, resume)
+        _check_taken(out, overwrite, resume)
         if resume and _is_finished(out): return print(f'{out} is finished: nothing is left to do')
         from fastai_clr.recipe import check_recipe
         recipe = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=cycles, patience=patience, freeze_stats=pretrained,
@@ -214,16 +262,19 @@ def clr_train(
         if size is None: size = 64 if demo else 224
         if bs is None and demo: bs = 64
         silent = quiet or json
-        with _new_out(out, dry_run), _silence(silent):
-            if demo: pictures,weights,flip = _demo(out, arch, weights, pretrained)
-            learn = _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weights, pretrained, fp16, label_delim)
-            pics = None if test is None else _test_pictures(test, learn, label_delim)
-            if dry_run: report = learn.fit_recipe(**recipe, dry_run=True)
-        if dry_run: return print(_plan_json(report) if json else f'{report!r}\n\nA dry run: epochs and seconds are what is to be expected')
-        if not resume: _clear_out(out)
-        settings = dict(pictures=str(pictures), arch=arch, size=size, valid_pct=valid_pct, seed=seed, fp16=fp16, test=test, label_delim=label_delim,
-            command=shlex.join(sys.argv))
-        with _silence(silent): report = _run(learn, settings, dict(recipe, resume=resume), pics)
+        with _claimed(out):
+            _check_taken(out, overwrite, resume)   # another run may just have ended
+            with _new_out(out, dry_run), _silence(silent):
+                if demo: pictures,weights,flip = _demo(out, arch, weights, pretrained)
+                learn = _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weights, pretrained, fp16, label_delim)
+                pics = None if test is None else _test_pictures(test, learn, label_delim)
+                if dry_run: report = learn.fit_recipe(**recipe, dry_run=True)
+            if dry_run: return print(_plan_json(report) if json else f'{report!r}\n\nA dry run: epochs and seconds are what is to be expected')
+            if not resume: _clear_out(out)
+            _drop_half_written(out)
+            settings = dict(pictures=str(pictures), arch=arch, size=size, valid_pct=valid_pct, seed=seed, fp16=fp16, test=test, label_delim=label_delim,
+                command=shlex.join(sys.argv), git=_git_state())
+            with _silence(silent): report = _run(learn, settings, dict(recipe, resume=resume), pics)
         if json: print(_as_json(learn, report))
         elif not quiet: print(_summary(learn, report))
 

@@ -118,9 +118,17 @@ def _read_csv(path):
 def _refuse_lines(path, lines, what):
     if lines: raise ValueError(f"{path} has {what} in line {', '.join(map(str, lines[:5]))}{' and others' if len(lines)>5 else ''}")
 
+# %% ../nbs/10_data.ipynb #5df45711
+def _is_below(name, root):
+    "Whether a file named in a CSV is in its folder, or below; by its name, since links are the user's own"
+    root = os.path.abspath(root)
+    return os.path.commonpath([root, os.path.abspath(os.path.join(root, name))])==root
+
 def _from_csv(path, delim=None):
     rows = _read_csv(path)
     if delim is None: _refuse_lines(path, [n for n,o in rows if not (o['label'] or '').strip()], 'no label')
+    _refuse_lines(path, [n for n,o in rows if not (o['file'] or '').strip()], 'no file')
+    _refuse_lines(path, [n for n,o in rows if not _is_below(o['file'], path.parent)], f'a file that is not below {path.parent}, where the CSV lies:')
     files,seen = [path.parent/o['file'] for _,o in rows],set()
     gone = [o['file'] for (_,o),f in zip(rows, files) if not f.is_file()]
     if gone: raise FileNotFoundError(f"{path} names {len(gone)} files that aren't there, such as {gone[0]}")

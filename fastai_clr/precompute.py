@@ -346,9 +346,13 @@ def _try_out(learn, features, dl, order, n=8):
     return out,secs/len(out)
 
 # %% ../nbs/08_precompute.ipynb #1a4d270e
-def _not_finite(out, dtype):
-    if not torch.isfinite(out).all(): return "the body gives activations that are not finite numbers"
-    return f"`dtype` {dtype} can't hold these activations, the largest is {float(out.abs().max()):.3g}: pass dtype='float32'"
+class _TooLarge(ValueError): "A number of kind `dtype` can't hold an activation"
+
+def _check_finite(out, x, dtype):
+    "ValueError if the activations `out`, or the rows `x` that are to be stored of them, are not finite"
+    if torch.isfinite(as_tensor(x, dtype)).all(): return
+    if not torch.isfinite(out).all(): raise ValueError("the body gives activations that are not finite numbers")
+    raise _TooLarge(f"`dtype` {dtype} can't hold these activations, the largest is {float(out.abs().max()):.3g}: pass dtype='float32'")
 
 def _with_rate(learn, batches, total):
     "`batches`, with a bar that tells how fast it goes, if the Learner has bars"
@@ -367,7 +371,7 @@ def _rows(learn, features, dl, order, block, blocks, dtype, view, check):
             learn._split(learn._set_device(batch))
             out = _forward(learn, features, learn.xb)
             x,y = as_rows(out, dtype),torch.as_tensor(learn.yb[0]).cpu().numpy()
-            if not torch.isfinite(as_tensor(x, dtype)).all(): raise ValueError(_not_finite(out, dtype))
+            _check_finite(out, x, dtype)
             if len(x)!=len(idxs): raise RuntimeError(f"the DataLoader gave {len(x)} items of {len(idxs)}: items that are skipped can't be stored")
             check(idxs)
             yield b,dict(x=x, y=y, i=np.array(idxs))
@@ -884,7 +888,7 @@ def _random_states_kept():
 def precompute(self:Learner,
     path:str|Path|None=None, # Folder that holds the stores; `None`: `learn.path/'activations'`
     n_views:int=0, # Augmented passes over the training set besides the clean one; each epoch takes one view or the clean pass for each item
-    dtype:str='float16', # How activations are stored: 'float16', 'float32' or 'bfloat16'
+    dtype:str='float16', # How activations are stored: 'float16', 'float32' or 'bfloat16'; as float32 if they are too large for it, with a warning
     where:str='auto', # Where they are read from while the head trains: 'gpu', 'ram', 'disk', or 'auto', the fastest with room for them
     bs:int|None=None, # Batch size of the pass and of the head's training; `None`: that of the Learner's data
     check:bool=True, # Compare a batch through the whole model with one through the store; RuntimeError if they differ
@@ -902,7 +906,11 @@ def precompute(self:Learner,
     passes = [('train',None), ('valid',None), *(('train',(v,seed)) for v in range(n_views))]
     with _random_states_kept():   # training goes on alike whether the stores were made or found
         found,tmp = run.describe(passes)
-        stores = [run.find_or_make(o, p, r) for o,(p,r,_) in zip(passes, found)]
+        try: stores = [run.find_or_make(o, p, r) for o,(p,r,_) in zip(passes, found)]
+        except _TooLarge as e:
+            if run.team.on: raise
+            warnings.warn(f"{str(e).partition(': pass')[0]}: they are stored as float32 instead, which takes twice the room")
+            return self.precompute(path, n_views, 'float32', where, bs, check, split, seed, verify=verify)
         place = _place(where, self.dls.device, sum(o.arrays['x'].nbytes for o in stores))
         if place!='disk':
             bad = [any(o) for o in zip(*run.team.all([bool(s.verify()) for s in stores]))]

@@ -9,7 +9,7 @@ __all__ = ['RecipeReport', 'RecipeInterrupted', 'GroupRatios', 'BodyStatsFrozen'
 
 # %% ../nbs/11_recipe.ipynb #018d74e9
 import importlib.metadata, json, math, platform, re, shutil, time, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -22,7 +22,7 @@ from torch import nn
 from . import cycles, fit   # for the Learner methods they add; chkstyle: ignore
 from .activations import MANIFEST, hash_bytes, hash_module
 from .precompute import split_model
-from .resume import _differences, keep_state
+from .resume import _differences, _seal, keep_state
 from .snapshots import _file, _folder, _mean_state, _preds, _scores, _weights_kept, _write_atomic, _write_snapshot
 
 # %% ../nbs/11_recipe.ipynb #e0d72216
@@ -33,14 +33,14 @@ _titles = {1: 'Pretrained network and augmentation', 2: 'lr_find', 3: 'Head on p
 class RecipeReport:
     "What `fit_recipe` did: numbers, no files"
     settings:dict # Arguments of the recipe, and what else describes the run
-    versions:dict # Of Python and the packages
+    versions:dict # Of Python, the packages and the system
     metric_name:str|None=None # The first metric of the Learner
     steps:list = field(default_factory=list) # A dict a step: step, title, detail, lr, epochs, seconds, train_loss, valid_loss, metric
     lr_finds:list = field(default_factory=list) # A dict each: step, lrs, losses, lr
     batches:list = field(default_factory=list) # A dict a batch: step, lr (of the last group), loss (smoothed)
     epochs:list = field(default_factory=list) # A dict an epoch: step, epoch, then the recorder's values
     vocab:list = field(default_factory=list) # Names of the classes
-    confusion:list = field(default_factory=list) # Counts by true class (rows) and predicted class (columns)
+    confusion:list = field(default_factory=list) # Counts by true class (rows) and predicted class (columns); empty for more than 1,000 classes
     mistakes:list = field(default_factory=list) # A dict each, worst first: true, predicted, prob, loss, name, picture (array of shape (h, w, 3))
     candidates:list = field(default_factory=list) # A dict each: name, valid_loss, metric; the models that were compared in the end
     kept:str|None=None # What the model is in the end: the name of the candidate of the lowest validation loss, ensembles left aside
@@ -86,7 +86,11 @@ class RecipeInterrupted(KeyboardInterrupt):
 
 # %% ../nbs/11_recipe.ipynb #c12affda
 def _versions():
-    return {'python': platform.python_version(), **{o:importlib.metadata.version(o) for o in ('fastai_clr','fastai','torch','torchvision')}}
+    "Of Python, of the packages that take part in a training, and of the system"
+    found = {}
+    for o in ('fastai_clr','fastai','fastcore','torch','torchvision','timm','numpy','pillow'):
+        with suppress(importlib.metadata.PackageNotFoundError): found[o] = importlib.metadata.version(o)
+    return {'python': platform.python_version(), **found, 'system': platform.platform()}
 
 def _lr_text(lr):
     "One lr, or the lowest and highest of several"
@@ -97,23 +101,23 @@ class _Run:
     "Does steps, says what it does, writes down what came out, and notes what it needs to go on"
     def __init__(self, learn, report, notes, budget):
         self.learn,self.report,self.notes,self.budget,self.current,self.models = learn,report,notes,budget,1,[]
-        self.begun,self.before = time.time(),notes.get('spent', 0.)
+        self.begun,self.before = time.monotonic(),notes.get('spent', 0.)
 
     def say(self, s): print(s, flush=True) if self.learn.logger is print else None
-    def left(self): return math.inf if self.budget is None else self.budget-self.before-(time.time()-self.begun)
+    def left(self): return math.inf if self.budget is None else self.budget-self.before-(time.monotonic()-self.begun)
 
     @contextmanager
     def step(self, n, detail='', lr=None):
-        self.current,start,part = n,time.time(),self.notes.get(f'part {n}', 0.)
+        self.current,start,part = n,time.monotonic(),self.notes.get(f'part {n}', 0.)
         row = dict(step=n, title=_titles[n], detail=detail, lr=None if lr is None else _lr_text(lr), epochs=None)
         self.say(f"Step {n} of 8: {_titles[n]}{': ' if detail else ''}{detail}{'' if lr is None else f', lr {_lr_text(lr)}'}")
-        def spent(): return part+time.time()-start
+        def spent(): return part+time.monotonic()-start
         try: yield row
         except BaseException:
-            self.notes.put({f'part {n}': spent(), 'spent': self.before+time.time()-self.begun})
+            self.notes.put({f'part {n}': spent(), 'spent': self.before+time.monotonic()-self.begun})
             raise
         row['seconds'] = self.notes.once(f'seconds {n}', spent)
-        self.notes.put({'spent': self.before+time.time()-self.begun})
+        self.notes.put({'spent': self.before+time.monotonic()-self.begun})
         self.report.steps.append(row)
         self.say(f"Step {n} took {row['seconds']:.1f} s{_results_text(row, self.report.metric_name)}")
 
@@ -138,9 +142,18 @@ class _Notes(dict):
         super().__init__(content)
         self.file = file
 
+    @classmethod
+    def read(cls, file):
+        "What is in a file, `None` if it is empty; ValueError if it is not what `put` wrote"
+        text = file.read_text(encoding='utf-8')
+        if not text: return None
+        content = json.loads(text)
+        if not isinstance(content, dict) or content.pop('seal', None)!=_seal(content): raise ValueError('it is not what was written')
+        return cls(file, content)
+
     def put(self, new):
         self.update(new)
-        _write_atomic(self.file, lambda f: f.write_text(json.dumps(self, indent=1), encoding='utf-8'))
+        _write_atomic(self.file, lambda f: f.write_text(json.dumps(dict(self, seal=_seal(self)), indent=1), encoding='utf-8'))
 
     def once(self, key, f):
         "What was noted under `key`; if nothing was, what `f` gives, which is noted"
@@ -154,14 +167,14 @@ def _results_text(row, metric):
 def find_lr(self:_Run, row, learn, num_it, suggest):
     "Fastai's `lr_find`, its curve kept, and the lr that `suggest` takes from it; the Learner's own lr if there are too few points"
     def sweep():
-        start = time.time()
+        start = time.monotonic()
         with keep_state(learn):
             learn.lr_find(num_it=num_it, start_lr=1e-6, end_lr=1, show_plot=False, suggest_funcs=None)
             lrs,losses = np.array(learn.recorder.lrs),np.array([float(o) for o in learn.recorder.losses])
         n = len(losses) if np.isfinite(losses).all() else int(np.isfinite(losses).argmin())
         skip = num_it//10
         lr = suggest(lrs[skip:n], losses[skip:n]) if n-skip>=15 else float(learn.lr)
-        return dict(step=row['step'], lrs=lrs[:n].tolist(), losses=losses[:n].tolist(), lr=lr, batch=(time.time()-start)/max(1, len(losses)))
+        return dict(step=row['step'], lrs=lrs[:n].tolist(), losses=losses[:n].tolist(), lr=lr, batch=(time.monotonic()-start)/max(1, len(losses)))
     found = self.notes.once(f"lr_find {row['step']}", sweep)
     self.report.lr_finds.append({k:v for k,v in found.items() if k!='batch'})
     row['lr'] = _lr_text(found['lr'])
@@ -202,7 +215,7 @@ def _judge(report, learn, probs, targs, n_mistakes=12):
     losses = -probs[range(len(targs)),targs].log()
     report.vocab = [str(o) for o in getattr(learn.dls, 'vocab', range(probs.shape[1]))]
     preds,n = probs.argmax(1),probs.shape[1]
-    report.confusion = np.bincount((targs*n+preds).numpy(), minlength=n*n).reshape(n, n).tolist()
+    if n<=1000: report.confusion = np.bincount((targs*n+preds).numpy(), minlength=n*n).reshape(n, n).tolist()
     ds = learn.dls.valid_ds
     wrong = (preds!=targs).nonzero()[:,0]
     for i in wrong[losses[wrong].argsort(descending=True)][:n_mistakes].tolist():
@@ -326,16 +339,22 @@ def _old_notes(learn, settings):
     "Notes of the latest recipe in this folder, `None` if there is none; ValueError if it can't go on"
     files = sorted((o for o in _earlier(learn) if o.suffix=='.json'), key=_number)
     if not files: return None
-    text = files[-1].read_text(encoding='utf-8')
-    if not text: return None   # killed before anything was done
-    try: notes = _Notes(files[-1], json.loads(text))
-    except ValueError as e: raise ValueError(f"`resume` can't read {files[-1]} ({e}): delete it to begin anew") from e
+    try: notes = _Notes.read(files[-1])
+    except (ValueError,RecursionError) as e: raise ValueError(f"`resume` can't read {files[-1]} ({e}): delete it to begin anew") from e
+    if notes is None: return None   # killed before anything was done
     if notes['finished']: raise ValueError(f"`resume`: the recipe of {files[-1]} has been finished; leave `resume` out to train anew")
     diffs = _differences(notes['settings'], settings)
     if diffs: raise ValueError(f"`resume`: the recipe of {files[-1]} was begun otherwise: {'; '.join(diffs)}. Pass the same, or leave `resume` out to begin anew")
     if notes['body']!=_body_hash(learn): raise ValueError(f"`resume`: the body of the model is not the one that the recipe of {files[-1]} began with: make the Learner anew, as it was made then")
+    _drop_half_written(learn, notes.file)
     return notes
 
+def _drop_half_written(learn, file):
+    "Delete what a process that was killed had begun to write"
+    root = learn.path/learn.model_dir
+    for o in [*file.parent.glob(f'.{file.name}.*'),*root.glob(f'snapshots/{file.stem}-*/.cycle-*')]: o.unlink()
+
+# %% ../nbs/11_recipe.ipynb #353be3ca
 def _end(run):
     "Note that the run is finished, and delete its checkpoints"
     learn = run.learn
@@ -586,7 +605,7 @@ def fit_recipe(self:Learner,
         lr=lr, freeze_stats=freeze_stats)
     check_recipe(**s, time_budget=time_budget)
     if num_distrib()>1: raise ValueError("`fit_recipe` runs in one process: call `fit_sgdr` and `precompute` yourself within `distrib_ctx`")
-    budget,begun = _as_seconds(time_budget),time.time()
+    budget,begun = _as_seconds(time_budget),time.monotonic()
     settings = dict(s, time_budget=time_budget, bs=self.dls.bs, device=str(self.dls.device))
     report = RecipeReport(settings, _versions(), self.metrics[0].name if len(self.metrics) else None)
     with _frozen_for_good(self):

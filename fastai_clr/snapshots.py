@@ -8,7 +8,7 @@ Docs: https://example.github.io/fastai_clr/snapshots.html.md"""
 __all__ = ['SnapshotSaver', 'StopOnOverfit']
 
 # %% ../nbs/03_snapshots.ipynb #782bb97e
-import json, math, operator, os, shutil
+import errno, json, math, operator, os, shutil
 from collections.abc import Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -44,12 +44,15 @@ def _write_atomic(
     file:Path, # Where it is to be
     save, # Function of a path, that writes a file there
 ):
-    "Let `save` write to a temporary file, see it on the disk, then give it its name"
+    "Let `save` write to a temporary file, see it on the disk, then give it its name; OSError if the disk is full"
     tmp = file.with_name(f'.{file.name}.{os.getpid()}')
     try:
         save(tmp)
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, file)
+    except RuntimeError as e:   # torch's word for a disk that takes no more
+        if 'inline_container' not in str(e) and 'PytorchStreamWriter' not in str(e): raise
+        raise OSError(errno.ENOSPC, f"{file} can't be written, as the disk takes no more") from e
     finally: tmp.unlink(missing_ok=True)
 
 def _folder(learn, name): return learn.path/learn.model_dir/'snapshots'/_plain_name(name, 'snapshots')
@@ -94,7 +97,7 @@ def _n_bytes(
 # %% ../nbs/03_snapshots.ipynb #7c28fd3a
 class SnapshotSaver(Callback):
     "Save the weights after the last batch of each cycle, with a JSON that says what they are"
-    order,claim,_stateattrs,_not_resumed = CycleScheduler.order+.1,None,('claim',),('claim','folder')   # which are of this process
+    order,claim,_stateattrs,_not_resumed = CycleScheduler.order+.1,None,('claim',),('claim','folder','swept')   # which are of this process
 
     def __init__(self,
         name:str, # The snapshots' name: they go to `learn.path/learn.model_dir/'snapshots'/name`
@@ -126,7 +129,7 @@ class SnapshotSaver(Callback):
     def before_fit(self):
         if self.learn.lock.locked(): return   # a validation within the fit, which fires a fit's events
         if self.claim is None: self.check(self.learn)
-        self.saved,self.learn.snapshot_name = [],self.snapshot_name
+        self.saved,self.swept,self.learn.snapshot_name = [],False,self.snapshot_name
 
     def after_cycle(self):
         if not rank_distrib(): self._save()
@@ -142,9 +145,21 @@ def _save(self:SnapshotSaver):
     row = _last_row(self.learn.recorder) if whole and hasattr(self.learn, 'recorder') else {}
     row = {k: v if is_finite(v) or isinstance(v, (list,str)) else None for k,v in row.items()}
     _write_snapshot(self.learn, self.folder, dict(cycle=cs.cycle, epoch=self.learn.epoch, batches=cs.cycle_stop, **row, schedule=repr(cs.main)))
-    self.saved = [*self.saved,cs.cycle][-(self.keep or 0):]
-    for o in sorted(self.folder.glob('cycle-*')):   # the JSON goes first
-        if o.stem not in [_file(self.folder, c).stem for c in self.saved]: o.unlink()
+    was,self.saved = self.saved,[*self.saved,cs.cycle][-(self.keep or 0):]
+    if not self.swept: self._sweep()
+    for c in {*was}-{*self.saved}: self._drop(_file(self.folder, c))
+
+@patch
+def _drop(self:SnapshotSaver, file):
+    for o in (file.with_suffix('.json'),file): o.unlink(missing_ok=True)   # the JSON goes first
+
+@patch
+def _sweep(self:SnapshotSaver):
+    "Delete what an earlier run has left under this name"
+    own = {_file(self.folder, c).stem for c in self.saved}
+    for o in {o.with_suffix('.pth') for o in self.folder.glob('cycle-*')}:
+        if o.stem not in own: self._drop(o)
+    self.swept = True
 
 def _file(folder, cycle): return folder/f'cycle-{cycle:03d}.pth'
 

@@ -1,4 +1,5 @@
 "Small quiet Learners, and a callback that watches them: what the tests of training share"
+import os
 import numpy as np, random, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
@@ -8,6 +9,10 @@ from fastai.test_utils import synth_learner
 from fastai.torch_core import params
 from fastcore.basics import noop, partial
 from torch import nn
+
+def cases(n):
+    "How many cases hypothesis tries: `n`, and a hundred times as many with STRESS=1"
+    return 100*n if os.environ.get('STRESS') else n
 
 def quiet(learn):
     "`learn` without output"

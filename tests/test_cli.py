@@ -1,5 +1,6 @@
 "`clr_train` as a user runs it: a process, its output, its exit status, and what it leaves behind"
 import io, json, os, re, shutil, signal, subprocess, sys
+from importlib.metadata import version
 from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
 from pathlib import Path
@@ -50,9 +51,40 @@ def test_demo_writes_what_it_says(demo):
     assert re.search(r'step +title +lr +epochs +seconds +train_loss +valid_loss +accuracy', stdout)
     r = json.loads((out/'report.json').read_text())
     assert r['finished'] and r['settings']['arch']=='tf_efficientnet_lite0' and r['settings']['seed']==42 and '--demo' in r['settings']['command']
-    assert set(r['versions'])=={'python','fastai_clr','fastai','torch','torchvision'}
+    assert set(r['versions'])=={'python','system','fastai_clr','fastai','fastcore','torch','torchvision','timm','numpy','pillow'}
+    assert all(version(k)==v for k,v in r['versions'].items() if k not in ('python','system'))
     assert len(pd.read_csv(out/'history.csv'))==sum(o['epochs'] for o in r['steps'] if o['epochs'])
     assert not list(out.rglob('*.tmp')) and not list(out.glob('.export*'))
+
+def test_same_seed_same_weights(demo, tmp_path):
+    "Of the export and of every snapshot, bit for bit; and another seed gives others"
+    def weights(out): return {**{o.name: torch.load(o) for o in out.rglob('cycle-*.pth')}, 'export': load_learner(out/'export.pkl').model.state_dict()}
+    rc,_,err = clr_train_here('--demo', '--out', tmp_path/'again', *FAST[:-1], 1)
+    a,b = weights(demo[0]),weights(tmp_path/'again')
+    assert rc==0 and a.keys()==b.keys() and all(torch.equal(a[f][k], b[f][k]) for f in a for k in a[f]), err
+    rc,_,err = clr_train_here('--demo', '--out', tmp_path/'other', *FAST[:-1], 0, '--seed', 1)
+    c = load_learner(tmp_path/'other/export.pkl').model.state_dict()
+    assert rc==0 and not all(torch.equal(a['export'][k], c[k]) for k in c), err
+
+def test_git_state(tmp_path, monkeypatch):
+    "The commit, whether files differ from it, and nothing where there is no git; no program that the folder names is run"
+    def git(*args): return subprocess.run(['git','-c','user.name=a','-c','user.email=a@b',*args], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+    monkeypatch.chdir(tmp_path)
+    assert cli._git_state() is None
+    git('init')
+    (tmp_path/'a.txt').write_text('1')
+    git('add', 'a.txt')
+    git('commit', '-m', 'first')
+    commit = git('rev-parse', 'HEAD')
+    (tmp_path/'run.sh').write_text(f'#!/bin/sh\ntouch {tmp_path}/ran\n')
+    (tmp_path/'run.sh').chmod(0o755)
+    git('config', 'core.fsmonitor', str(tmp_path/'run.sh'))
+    before = listing(tmp_path)
+    assert cli._git_state()==commit and listing(tmp_path)==before
+    (tmp_path/'a.txt').write_text('2')
+    assert cli._git_state()==f'{commit}-dirty' and not (tmp_path/'ran').exists()
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert cli._git_state() is None
 
 def test_export_opens_without_this_package(demo, bare_python, tmp_path):
     picture = next((demo[0]/'demo/pictures/7').iterdir())
@@ -179,7 +211,7 @@ def test_out_that_is_a_file_or_below_one(digits, tmp_path):
 
 def test_no_permission_to_write(tmp_path, monkeypatch):
     monkeypatch.setattr(cli.os, 'access', lambda *a: False)
-    with pytest.raises(ValueError, match="can't be made: no permission to write in"): cli._check_out(tmp_path/'a/b', None, None, False)
+    with pytest.raises(ValueError, match="can't be made: no permission to write in"): cli._check_place(tmp_path/'a/b', None, None, False, False)
 
 def test_offline(digits, tmp_path):
     "No host can be reached: the name of a proxy that isn't there sees to that"

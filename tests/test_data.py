@@ -204,7 +204,9 @@ def test_csv_trains(tree, tmp_path):
     'no label in line 5'),
     (['file,label', *['1.png,']*9], ValueError, 'no label in line 2, 3, 4, 5, 6 and others'), (['file,label', '1.png,a', 'x.png,b', 'y.png,c'],
     FileNotFoundError, "names 2 files that aren't there, such as x.png"),
-    (['file,label', '../no.png,a', '1.png,b'], FileNotFoundError, '../no.png'), (['file,label', '1.png,a', '2.png,a'], ValueError, "only the class 'a'"),
+    (['file,label', '../no.png,a', '1.png,b', '/etc/passwd,b'], ValueError, 'a file that is not below .*, where the CSV lies: in line 2, 4'),
+    (['label,file', 'a,1.png', 'b'], ValueError, 'no file in line 3'), (['file,label', 'x'*200_000+',a'], ValueError, 'field larger than field limit'),
+    (['file,label', '1.png,a\0'], (ValueError,FileNotFoundError), ''), (['file,label', '1.png,a', '2.png,a'], ValueError, "only the class 'a'"),
     (['file,label'], ValueError, 'no pictures'),
     (['file,label,is_valid', '1.png,a,1', '2.png,b,0', '3.png,a,perhaps'], ValueError, 'is_valid.*perhaps'), (['file,label,is_valid', '1.png,a,1',
     '2.png,b,0', '3.png,b,'], ValueError, 'is_valid'),
@@ -221,15 +223,20 @@ def test_csv_in_another_encoding(tree):
     with pytest.raises(ValueError, match='UTF-8|utf-8') as e: find_pictures(f)
     assert str(f) in str(e.value)
 
-@pytest.mark.parametrize('how', [lambda f: f'../{f.name}', lambda f: f.as_posix()], ids=['above','absolute'])
-def test_csv_names_files_anywhere(tree, tmp_path, png, how):
-    "They are the user's own; one that is broken is named as any other"
-    path,out = tree('1.png', '2.png'),tmp_path/'out.png'
-    f = csv(path, 'file,label', f'{how(out)},a', '1.png,b', '2.png,a')
+@pytest.mark.parametrize('how', [lambda f: f'../{f.name}', lambda f: f.as_posix(), lambda f: f'sub/../../{f.name}'], ids=['above','absolute','detour'])
+def test_csv_reads_nothing_outside_its_folder(tree, tmp_path, png, how, monkeypatch):
+    "Whether it is there or not, it is not touched; a name that comes back into the folder is fine"
+    path,out = tree('1.png', '2.png', 'sub/3.png'),tmp_path/'out.png'
     out.write_bytes(png)
-    assert len(find_pictures(f).files)==3
-    out.write_bytes(b'broken')
-    with pytest.warns(UserWarning, match='left out 1 files.*out.png'): assert len(find_pictures(f).files)==2
+    seen,real = [],open
+    def watched(f, *args, **kw):
+        seen.append(str(f))
+        return real(f, *args, **kw)
+    monkeypatch.setattr('builtins.open', watched)
+    with pytest.raises(ValueError, match='not below'): find_pictures(csv(path, 'file,label', f'{how(out)},a', '1.png,b', '2.png,a'))
+    assert not [o for o in seen if 'out.png' in o]
+    inside = csv(path, 'file,label', f'sub/../1.png,a', f'{path.as_posix()}/2.png,b', f'../{path.name}/sub/3.png,a')
+    assert len(find_pictures(inside).files)==3
 
 def test_csv_of_several_labels(tree):
     f = tree('1.png', '2.png', '3.png', '4.png')/'labels.csv'

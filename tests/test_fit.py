@@ -10,7 +10,7 @@ from fastai_clr.fit import Learner
 from fastai_clr.schedules import CosineRestarts, ExpDecay, InverseTimeDecay, Linear, StepDecay, Triangular
 from fastcore.basics import partial
 from hypothesis import HealthCheck, given, settings, strategies as st
-from learners import Watch, adamw, learner, same, two_groups, weights
+from learners import Watch, adamw, cases, learner, same, two_groups, weights
 
 optimizers = dict(sgd=partial(SGD, mom=.9), adam=Adam, ranger=ranger, adamw=adamw)
 
@@ -483,7 +483,7 @@ def sched_of(learn, fit, lr_max=None, lr_min=None, n_cycles=None, max_epochs=Non
     while max_epochs and n!=n_cycles and make(n+1).n_epochs<=max_epochs*(1+1e-9): n += 1
     return make(n, lr_max=of_groups(learn, lr_max))
 
-@settings(max_examples=700, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=cases(700), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(any_call())
 def test_any_arguments(call):
     "It trains by just the schedule that was asked for, or says by name what is wrong and touches nothing; nothing else, and it does not hang"

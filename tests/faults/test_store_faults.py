@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np, pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from fastai_clr.activations import ActivationStore, list_stores, prune
+from learners import cases
 import worker_store as work
 from worker_store import BLOCK, KEY, N, PARTS, SMALL
 
@@ -405,7 +406,7 @@ def mutate(d, at, how, value):
     elif isinstance(d, dict): d[str(value)] = d.pop(at[-1])
     else: d.insert(at[-1], value)
 
-@settings(derandomize=True, deadline=None, max_examples=60, phases=[Phase.generate], report_multiple_bugs=False, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, deadline=None, max_examples=cases(60), phases=[Phase.generate], report_multiple_bugs=False, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), how=st.sampled_from(['replace','delete','rename']), value=_value)
 def test_any_change_of_a_manifest(tmp_path_factory, whole_small, data, how, value):
     root = Path(shutil.copytree(whole_small, tmp_path_factory.mktemp('mutated')/'s'))
