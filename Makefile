@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 FACTS := settings.ini setup.py pyproject.toml
 
-.PHONY: help demo test stress docs bench clean
+.PHONY: help demo test compat stress coverage docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install what the demo needs in .venv, and train on its pictures: the results go to runs/demo"
 	@echo "make test    install what developers need in .venv, and run all checks, as CI does"
-	@echo "make stress  the long tests of faults: more kills, at more moments"
+	@echo "make compat  the tests with the oldest and the newest versions of fastai, torch and the rest, each in its own environment"
+	@echo "make stress  the long tests: more kills at more moments, a hundred times the random cases, an hour of training"
+	@echo "make coverage  how much of the package the tests run, by branches: below 95% is an error"
 	@echo "make docs    build the documentation site in _docs"
 	@echo "make bench   measure, for hours, and write benchmarks/RESULTS.md; each script there can be run by itself"
 	@echo "make clean   delete what was built (not .venv, not runs)"
@@ -23,9 +25,17 @@ test: .venv/.installed-dev
 	@echo "Running all checks (tools/ci.sh)"
 	@PATH="$(BIN):$$PATH" tools/ci.sh
 
+compat: .venv/.installed-dev
+	@OMP_NUM_THREADS=1 "$(BIN)/python" tools/compat.py
+
 stress: .venv/.installed-dev
-	@echo "Killing processes at many moments: about twenty minutes"
-	@STRESS=1 OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q tests/faults tests/test_precompute.py
+	@echo "Killing processes at many moments, and trying many cases: some hours"
+	@STRESS=1 OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q tests/faults tests/test_precompute.py tests/test_fit.py tests/test_fuzz.py tests/test_long.py tests/test_numbers.py
+
+coverage: .venv/.installed-dev
+	@OMP_NUM_THREADS=1 "$(BIN)/python" -m coverage run -m pytest -q
+	@"$(BIN)/python" -m coverage combine -q
+	@"$(BIN)/python" -m coverage report
 
 docs: .venv/.installed-dev
 	@echo "Building the documentation site"
@@ -49,5 +59,5 @@ bench: .venv/.installed-dev
 	@"$(PYTHON)" tools/install.py $*
 
 clean:
-	rm -rf _docs _proc _stage build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .compat .coverage* _docs _proc _stage build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -15,9 +15,12 @@ from pathlib import Path
 from fastcore.script import call_parse
 
 # %% ../nbs/13_cli.ipynb #d39b8517
+def _exit(status, message):
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
 def _show_warning(message, *args, **kwargs): print(f'Warning: {message}', file=sys.stderr)
 
-# %% ../nbs/13_cli.ipynb #a7c5ea43
 @contextmanager
 def _sigterm_as_ctrl_c():
     def stop(*_): raise KeyboardInterrupt
@@ -26,7 +29,7 @@ def _sigterm_as_ctrl_c():
     try: yield
     finally: signal.signal(signal.SIGTERM, was)
 
-# %% ../nbs/13_cli.ipynb #04211b01
+# %% ../nbs/13_cli.ipynb #a7c5ea43
 @contextmanager
 def _sentences(name):
     "Errors that a user can mend as one sentence, Ctrl-C and SIGTERM as exit status 130, our own warnings without the line of code, other packages' not at all"
@@ -42,10 +45,6 @@ def _sentences(name):
         if type(e).__name__=='OutOfMemoryError': _exit(1, f'{name}: the GPU has too little memory: pass a lower --bs or --size')
         if 'inline_container' in str(e): _exit(1, f'{name}: a file could not be written, as the disk takes no more')   # torch's word for it
         raise
-
-def _exit(status, message):
-    print(message, file=sys.stderr)
-    sys.exit(status)
 
 # %% ../nbs/13_cli.ipynb #f4749399
 @contextmanager

@@ -161,6 +161,7 @@ def _sweep(self:SnapshotSaver):
         if o.stem not in own: self._drop(o)
     self.swept = True
 
+# %% ../nbs/03_snapshots.ipynb #4b4eea44
 def _file(folder, cycle): return folder/f'cycle-{cycle:03d}.pth'
 
 def _write_snapshot(learn, folder, info):

@@ -1,5 +1,6 @@
 "Docstrings are complete: what is public says what it is, and says it of each of its arguments"
 import importlib, inspect, json, pkgutil, re, subprocess, sys
+from configparser import ConfigParser
 from pathlib import Path
 import pytest
 from fastai.callback.core import event
@@ -74,6 +75,16 @@ def test_promises_name_tests_that_there_are():
     root = Path(__file__).parents[1]
     named = re.findall(r'`tests/([\w/]+\.py)::(\w+)`', (root/'nbs/promised.ipynb').read_text(encoding='utf-8'))
     assert len(named)>30 and [o for o in named if not re.search(rf'^def {o[1]}\(', (root/'tests'/o[0]).read_text(encoding='utf-8'), re.M)]==[]
+
+def test_every_requirement_is_on_the_page():
+    "With its licence and what it is for"
+    ini,root = ConfigParser(delimiters=['=']),Path(__file__).parents[1]
+    ini.read_string((root/'settings.ini').read_text(encoding='utf-8'))
+    reqs = {l.partition(';')[0].strip() for k,v in ini['DEFAULT'].items() if k.endswith('requirements') for l in v.splitlines() if l.strip()}
+    cells = json.loads((root/'nbs/dependencies.ipynb').read_text(encoding='utf-8'))['cells']
+    shown = ''.join(l for c in cells for o in c.get('outputs', []) for l in o.get('data', {}).get('text/markdown', []))
+    rows = [[o.strip() for o in l.strip('| ').split(' | ')] for l in shown.splitlines() if l.startswith('| ') and '**' not in l][1:]
+    assert {o[0] for o in rows}==reqs and all(len(o)==3 and all(o) and o[1] not in ('UNKNOWN','None') for o in rows), 'run nbs/dependencies.ipynb again'
 
 @pytest.mark.parametrize('page,source', [('benchmarks','benchmarks/RESULTS.md'),('changelog','CHANGELOG.md')])
 def test_pages_show_the_file_as_it_is(page, source):
