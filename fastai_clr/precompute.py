@@ -299,7 +299,7 @@ def _batches(dl, blocks, bs, order, view=None):
     "Batches of the given blocks, one after another: inputs and targets, as they go into the model"
     dl = _new_dl(dl, bs)
     idxs = [order[b*bs:(b+1)*bs] for b in blocks]
-    dl.get_idxs = lambda: [o for b in idxs for o in b]
+    dl.get_idxs = partial(list, [o for b in idxs for o in b])   # workers may be sent it
     pipe,dl.after_batch = dl.after_batch,Pipeline([])
     if view is not None: dl.create_item = _SeededItems(dl.create_item, {o[0]: b for o,b in zip(idxs, blocks)}, view)
     split_idx,was = 1 if view is None else 0,getattr(pipe, 'split_idx', None)
