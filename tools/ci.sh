@@ -34,4 +34,4 @@ fi
 # One thread each: two that both want all cores wait for each other most of the time
 step 'Notebooks run'                      env OMP_NUM_THREADS=1 nbdev-test --n-workers 2
 echo '== Tests'
-exec env OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile
+exec python -m pytest -q
