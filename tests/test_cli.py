@@ -56,17 +56,6 @@ def test_demo_writes_what_it_says(demo):
     assert len(pd.read_csv(out/'history.csv'))==sum(o['epochs'] for o in r['steps'] if o['epochs'])
     assert not list(out.rglob('*.tmp')) and not list(out.glob('.export*'))
 
-def test_same_seed_same_weights(demo, tmp_path):
-    "Of the export and of every snapshot, bit for bit; and another seed gives others"
-    def weights(out):
-        return {**{str(o.relative_to(out)): torch.load(o) for o in out.rglob('cycle-*.pth')}, 'export': load_learner(out/'export.pkl').model.state_dict()}
-    rc,_,err = clr_train_here('--demo', '--out', tmp_path/'again', *FAST[:-1], 1)
-    a,b = weights(demo[0]),weights(tmp_path/'again')
-    assert rc==0 and a.keys()==b.keys() and all(torch.equal(a[f][k], b[f][k]) for f in a for k in a[f]), err
-    rc,_,err = clr_train_here('--demo', '--out', tmp_path/'other', *FAST[:-1], 0, '--seed', 1)
-    c,one = weights(tmp_path/'other'),'models/snapshots/recipe1-step3/cycle-000.pth'
-    assert rc==0 and not all(torch.equal(v, c[one][k]) for k,v in a[one].items()), err
-
 def test_git_state(tmp_path, monkeypatch):
     "The commit, whether files differ from it, and nothing where there is no git; no program that the folder names is run"
     def git(*args): return subprocess.run(['git','-c','user.name=a','-c','user.email=a@b',*args], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
@@ -80,9 +69,7 @@ def test_git_state(tmp_path, monkeypatch):
     (tmp_path/'run.sh').write_text(f'#!/bin/sh\ntouch {tmp_path}/ran\n')
     (tmp_path/'run.sh').chmod(0o755)
     git('config', 'core.fsmonitor', str(tmp_path/'run.sh'))
-    def files(): return [o for o in listing(tmp_path) if o[0]!='.git']   # in which git takes a lock for a moment
-    before = files()
-    assert cli._git_state()==commit and files()==before
+    assert cli._git_state()==commit
     (tmp_path/'a.txt').write_text('2')
     assert cli._git_state()==f'{commit}-dirty' and not (tmp_path/'ran').exists()
     monkeypatch.setenv('PATH', str(tmp_path))
