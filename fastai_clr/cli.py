@@ -93,7 +93,8 @@ def _claimed(out):
         lock.release()
         if out.is_dir() and not _is_taken(out):
             (out/_lock).unlink(missing_ok=True)
-            for o in new: o.rmdir()
+            with suppress(OSError):   # another run may have come in beside it
+                for o in new: o.rmdir()
 
 # %% ../nbs/13_cli.ipynb #6d707a7c
 @contextmanager

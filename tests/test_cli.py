@@ -56,6 +56,19 @@ def test_demo_writes_what_it_says(demo):
     assert len(pd.read_csv(out/'history.csv'))==sum(o['epochs'] for o in r['steps'] if o['epochs'])
     assert not list(out.rglob('*.tmp')) and not list(out.glob('.export*'))
 
+def test_same_seed_same_weights(demo, tmp_path):
+    "Of the export and of every snapshot, bit for bit; and another seed gives others"
+    def weights(out):
+        return {**{str(o.relative_to(out)): torch.load(o) for o in out.rglob('cycle-*.pth')}, 'export': load_learner(out/'export.pkl').model.state_dict()}
+    rc,_,err = clr_train_here('--demo', '--out', tmp_path/'again', *FAST[:-1], 1)
+    assert rc==0, err
+    a,b = weights(demo[0]),weights(tmp_path/'again')
+    assert a.keys()==b.keys() and all(torch.equal(a[f][k], b[f][k]) for f in a for k in a[f])
+    rc,_,err = clr_train_here('--demo', '--out', tmp_path/'other', *FAST[:-1], 0, '--seed', 1)
+    assert rc==0, err
+    c,one = weights(tmp_path/'other'),'models/snapshots/recipe1-step3/cycle-000.pth'
+    assert not all(torch.equal(v, c[one][k]) for k,v in a[one].items())
+
 def test_git_state(tmp_path, monkeypatch):
     "The commit, whether files differ from it, and nothing where there is no git; no program that the folder names is run"
     def git(*args): return subprocess.run(['git','-c','user.name=a','-c','user.email=a@b',*args], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
@@ -209,6 +222,15 @@ def test_offline(digits, tmp_path):
         env={**os.environ, **env, 'TORCH_HOME': str(tmp_path/'torch')})
     assert p.returncode==1 and 'weights of resnet18 could not be downloaded' in p.stderr and 'Traceback' not in p.stderr, p.stderr
     assert '--weights' in p.stderr and '--no-pretrained' in p.stderr and not (tmp_path/'out').exists()
+
+def test_a_refused_run_leaves_what_came_beside_it(tmp_path):
+    "Its own empty folders go, those that another run uses stay, and the error is its own"
+    with pytest.raises(ValueError, match='its own'), cli._claimed(tmp_path/'runs/a'):
+        (tmp_path/'runs/b').mkdir()
+        raise ValueError('its own')
+    assert [o.name for o in (tmp_path/'runs').iterdir()]==['b']
+    with pytest.raises(ValueError), cli._claimed(tmp_path/'new/a'): raise ValueError
+    assert not (tmp_path/'new').exists()
 
 def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(digits, weights, tmp_path):
     out = tmp_path/'out'
