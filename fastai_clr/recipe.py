@@ -21,6 +21,7 @@ from fastai.torch_core import get_model, num_distrib
 from torch import nn
 from . import cycles, fit   # for the Learner methods they add; chkstyle: ignore
 from .activations import MANIFEST, hash_bytes, hash_module
+from .cycles import CycleScheduler
 from .precompute import split_model
 from .resume import _differences, _seal, keep_state
 from .snapshots import _file, _folder, _mean_state, _preds, _scores, _weights_kept, _write_atomic, _write_snapshot
@@ -275,21 +276,42 @@ def _plan(
     n_iter:int, # Batches of the training set
     n_valid:int, # Batches of the validation set
     secs:dict|None, # Seconds that a batch takes, as from `_measure`; unused without a clock
-)->dict: # head_cycles (step 4), n_cycles, cycle_len, patience (step 8), sweep (whether step 7 is done)
+)->dict: # head_cycles (step 4), n_cycles, cycle_len, patience (step 8), sweep (whether step 7 is done); with a cycle made for the clock, reserve: seconds needed after its last batch
     "What steps 4 to 8 will do"
     asked = dict(head_cycles=s['head_cycles'], n_cycles=s['n_cycles'], cycle_len=1, patience=s['patience'], sweep=s['lr'] is None)
     if left==math.inf: return asked
     valid = n_valid*secs['valid']
-    free = whole = .92*left-3*valid   # batches take longer at times; two models and their average are compared in the end
+    reserve = .03*left+3*valid   # two models and their average are compared in the end, and what came out is written
+    free,whole = .92*left-3*valid,left-reserve   # batches of the head may come to take longer, those of the whole network are kept to the clock
     sweep = _n_sweep(n_iter)*secs['whole']
     asked['sweep'] = asked['sweep'] and sweep<whole/10
     if asked['sweep']: whole -= sweep
     epochs = max(0, int(whole//(n_iter*secs['whole']+valid)))
     if s['n_cycles'] and epochs:
         rest = max(0, int((whole-epochs*(n_iter*secs['whole']+valid)-valid)//secs['whole']))
-        return {**asked, 'head_cycles': 0, 'n_cycles': 1, 'cycle_len': (epochs*n_iter+min(rest, n_iter-1))/n_iter, 'patience': None}
+        return {**asked, 'head_cycles': 0, 'n_cycles': 1, 'cycle_len': (epochs*n_iter+min(rest, n_iter-1))/n_iter, 'patience': None, 'reserve': reserve+valid}
     cycles = int(free//(n_iter*secs['frozen']+valid))
     return {**asked, 'head_cycles': max(0, min(s['head_cycles'], cycles)), 'n_cycles': 0}
+
+# %% ../nbs/11_recipe.ipynb #75ce276e
+class _OnTime(Callback):
+    "Go on in the schedule as far as the clock has, where it is ahead of the batches; end the fit with the time"
+    order,run_valid,_not_resumed = CycleScheduler.order+.05,False,('left','begun','over')
+    def __init__(self, left): self.left,self.begun,self.over = left,None,False   # a function: seconds that are left for the fit
+
+    def before_batch(self):
+        cs,left = self.learn.cycle_scheduler,self.left()
+        batch,last = cs.place.batch,cs.total-1
+        if self.begun is None: self.begun = batch,left
+        first,secs = self.begun
+        then = secs-left + (secs-left)/max(1, batch-first)   # when this batch will be done, at the pace so far
+        at = last if left<=0 else min(last, first+int((cs.total-first)*then/secs)-1)
+        if at<=batch: return
+        self.learn.opt.set_hyper('lr', cs.main.at_groups(at, cs.per_epoch))
+        if at==last: self.over,cs.place.stop,cs.total = True,batch+1,batch+1   # this batch is the cycle's last
+
+    def after_epoch(self):
+        if self.over: raise CancelFitException()
 
 # %% ../nbs/11_recipe.ipynb #c6f270c7
 _units = dict(s=1, m=60, h=3600)
@@ -518,7 +540,8 @@ def _steps_5_to_8(run, s, plan, head_lr, alike):
     lrs,n = learn.group_lrs(lr, ratio),plan['n_cycles']
     of = f"up to {n} cycles, each {s['cycle_mult']:g} times as long as the last" if plan['patience'] else f"one cycle of {plan['cycle_len']:.2f} epochs"
     with run.step(8, of, lrs) as row:
-        learn.fit_sgdr(n, cycle_len=plan['cycle_len'], lr_max=lrs, cycle_mult=s['cycle_mult'], patience=plan['patience'], snapshots=name, resume=name)
+        clock = [] if run.budget is None else [_OnTime(lambda: run.left()-plan['reserve'])]
+        learn.fit_sgdr(n, plan['cycle_len'], lrs, s['cycle_mult'], clock, patience=plan['patience'], snapshots=name, resume=name)
         run.record(row, learn)
         run.report.stopped = getattr(learn.recorder, 'stopped', None) if plan['patience'] else None
         run.result(row, learn, learn.recorder.best_epoch if plan['patience'] else None)
