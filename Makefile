@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 FACTS := settings.ini setup.py pyproject.toml
 
-.PHONY: help demo test compat stress coverage docs bench clean
+.PHONY: help demo test compat stress mutation coverage types docs bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -11,7 +11,9 @@ help:
 	@echo "make test    install what developers need in .venv, and run all checks, as CI does"
 	@echo "make compat  the tests with the oldest and the newest versions of fastai, torch and the rest, each in its own environment"
 	@echo "make stress  the long tests: more kills at more moments, a hundred times the random cases, an hour of training"
+	@echo "make mutation  change the package at hundreds of places, one at a time: the tests must find at least 85% of the changes"
 	@echo "make coverage  how much of the package the tests run, by branches: below 95% is an error"
+	@echo "make types   check the package with pyright"
 	@echo "make docs    build the documentation site in _docs"
 	@echo "make bench   measure, for hours, and write benchmarks/RESULTS.md; each script there can be run by itself"
 	@echo "make clean   delete what was built (not .venv, not runs)"
@@ -31,6 +33,15 @@ compat: .venv/.installed-dev
 stress: .venv/.installed-dev
 	@echo "Killing processes at many moments, and trying many cases: some hours"
 	@STRESS=1 OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q tests/faults tests/test_precompute.py tests/test_fit.py tests/test_fuzz.py tests/test_long.py tests/test_numbers.py
+	@"$(MAKE)" --no-print-directory mutation
+
+mutation: .venv/.installed-dev
+	@"$(BIN)/python" -m pip install -q 'cosmic-ray>=8.7'
+	@"$(BIN)/python" -W ignore benchmarks/bench_mutation.py schedules activations snapshots
+
+types: .venv/.installed-dev
+	@"$(BIN)/python" -m pip install -q 'pyright[nodejs]'
+	@"$(BIN)/pyright" --pythonpath "$(BIN)/python"
 
 coverage: .venv/.installed-dev
 	@OMP_NUM_THREADS=1 "$(BIN)/python" -m coverage run -m pytest -q
@@ -59,5 +70,5 @@ bench: .venv/.installed-dev
 	@"$(PYTHON)" tools/install.py $*
 
 clean:
-	rm -rf .compat .coverage* _docs _proc _stage build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .compat .coverage* .mutants _docs _proc _stage build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

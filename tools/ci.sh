@@ -31,7 +31,8 @@ if python -c 'import sys; sys.exit(sys.version_info < (3,11))'; then
   step 'Docs build'                       in_step 'python tools/build_docs.py' nbs
 else echo '== Docs are not built: smalldocs needs Python 3.11'
 fi
-# One thread each: two that both want all cores wait for each other most of the time
-step 'Notebooks run'                      env OMP_NUM_THREADS=1 nbdev-test --n-workers 2
+# Two at a time with one thread each: two that both want all cores wait for each other most of the time
+export OMP_NUM_THREADS=1
+step 'Notebooks run'                      nbdev-test --n-workers 2
 echo '== Tests'
-exec python -m pytest -q
+exec python -m pytest -q -n 2 --dist loadfile --durations=15
