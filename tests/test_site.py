@@ -1,5 +1,5 @@
 "The built site, as `make docs` leaves it in _docs: links lead somewhere, pages ask no other host and complain of nothing, and fit on a phone"
-import functools, http.server, os, shutil, sys, threading
+import functools, http.server, importlib, os, re, shutil, sys, threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
@@ -46,6 +46,23 @@ def test_links_lead_somewhere(page): assert list(_lost(page))==[]
 def test_the_sidebar_leads_to_every_page():
     led = {unquote(urlsplit(urljoin('/', o)).path).lstrip('/') for o in parts('plots.html').links}   # a page that leads to few others by itself
     assert {o for o in PAGES if o!='404.html'} <= led | {'index.html'}
+
+MODULES = {o.stem: importlib.import_module(f'fastai_clr.{o.stem}') for o in (ROOT/'fastai_clr').glob('*.py') if o.stem not in ('all','_modidx','__init__')}
+
+@pytest.mark.parametrize('module', sorted(MODULES))
+def test_names_lead_to_their_source(module):
+    "What a module exports, and what it adds to a Learner, has a heading and a link to the line where it is defined"
+    lines = (ROOT/f'fastai_clr/{module}.py').read_text(encoding='utf-8').splitlines()
+    linked = [lines[int(m[1])-1] for o in parts(f'{module}.html').links if (m := re.search(rf'/blob/main/fastai_clr/{module}\.py#L(\d+)$', o))]
+    defined = [re.match(r'(?:def|class) (\w+)', o) for o in linked]
+    assert {k for k in MODULES[module].__all__ if callable(getattr(MODULES[module], k))} <= {o[1] for o in defined if o}
+    added = {re.match(r'def (\w+)', b)[1] for a,b in zip(lines, lines[1:]) if a=='@patch' and re.match(r'def [a-z]\w*\(self:Learner', b)}
+    assert added <= {o[1] for o in defined if o}
+
+def test_names_of_fastai_lead_to_its_pages():
+    led = {o for p in PAGES for o in parts(p).links if o.startswith('https://docs.fast.ai/')}
+    assert {f'https://docs.fast.ai/{o}' for o in ('learner.html#learner','learner.html#load_learner','vision.learner.html#vision_learner',
+        'callback.schedule.html#lrfinder','callback.tracker.html#reducelronplateau')} <= led
 
 @pytest.fixture(scope='module')
 def site():
@@ -95,6 +112,19 @@ def test_pages_in_a_browser(tab, site):
         wide = tab.evaluate('document.documentElement.scrollWidth')
         if tab.errors or lost or others or wide>390: wrong[o] = [*tab.errors, *lost, *others, wide]
     assert wrong=={}
+
+@pytest.mark.parametrize('scheme,dark', [('light',False),('dark',True)])
+def test_pages_are_light_or_dark_as_the_reader_likes(browser, site, scheme, dark):
+    "By what the browser asks for, until the switch is used"
+    tab = browser.new_page(color_scheme=scheme)
+    tab.goto(site)
+    def brightness(of): return sum(map(int, re.findall(r'\d+', tab.evaluate(f"getComputedStyle(document.querySelector('{of}'))"+('.backgroundColor' if of=='body' else '.color')))[:3]))/765
+    def is_dark(): return brightness('body')<.3 and brightness('main p')>.7
+    assert is_dark()==dark and (dark or brightness('body')>.9)
+    tab.locator('.quarto-color-scheme-toggle:visible').first.click()
+    tab.wait_for_function("document.documentElement.classList.contains('quarto-dark')==" + ('false' if dark else 'true'))
+    assert is_dark()!=dark
+    tab.close()
 
 def test_search_finds(browser, site):
     tab = browser.new_page()
