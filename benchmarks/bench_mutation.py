@@ -4,8 +4,8 @@
 
 The changes are cosmic-ray's (`pip install cosmic-ray`): an operator, a number, a comparison, a keyword and the like becomes another. Of all that there
 are, --n are drawn for each module, always the same with the same --seed. Each is tried in a process of its own, forked from one that has torch, fastai
-and pytest in memory, on a copy of the package: the working tree stays as it is. A change that ends the tests with an error, or makes them take more than
-ten times as long, was found. Those that were not are listed with the reason that mutants.txt gives, a line each: module, line before, line
+and pytest in memory, on a copy of the package: the working tree stays as it is. A change that ends the tests with an error, or makes them take three
+times as long, was found. Those that were not are listed with the reason that mutants.txt gives, a line each: module, line before, line
 after, reason, with tabs between. Results are kept in .mutants, so that a run that is broken off goes on; with --table they go to benchmarks/RESULTS.md.
 """
 import argparse, ast, json, os, random, shutil, signal, sys, tempfile, time
@@ -95,7 +95,7 @@ def run(module, n, seed, n_jobs, folder):
             new,line,before,after = mutate(source, name, i)
             pid,tmp = start(module, new, folder/f'{module}-{os.getpid()}-{len(todo)}.log')
             jobs[pid] = (dict(key=f'{name} {i}', line=line, before=before, after=after),tmp,time.monotonic())
-        what,status,secs = finish(jobs, 10*done['seconds']+60)
+        what,status,secs = finish(jobs, 3*done['seconds']+30)
         if status==99: sys.exit('the copy of the package is not what is imported: is PYTHONPATH set?')
         done['found'][what.pop('key')] = dict(what, status=status, seconds=round(secs, 1))
         tmp = file.with_suffix('.tmp')

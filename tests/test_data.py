@@ -10,7 +10,7 @@ from fastai.learner import load_learner
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.torch_core import set_seed
 from fastai.vision.core import imagenet_stats
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import LocalEntryNotFoundError
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 import fastai_clr.precompute   # chkstyle: ignore (it patches Learner)

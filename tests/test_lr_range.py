@@ -258,7 +258,7 @@ def test_the_usual_way(tmp_path):
     r = learn.lr_range_test()
     assert 1e-5<=r.lr_min<r.lr_max and not r.why and isinstance(r, tuple) and len(r)==3
     learn.fit_clr(2, 1, lr_max=r.lr_max, lr_min=r.lr_min)
-    assert learn.validate()[1]>.85
+    assert learn.validate()[1]>.8
     ax = r.plot()
     assert ax.get_xscale()=='linear' and r.plot(log=True).get_xscale()=='log' and f'{r.lr_min:.2g} to {r.lr_max:.2g}' in [o.get_text() for o in ax.get_legend().get_texts()]
 

@@ -882,3 +882,9 @@ def test_nonsense(plain, more, few_batches, batch, n_iter, n_batches):
         assert fresh(s)==s and ('<function' in repr(s) or eval(repr(s), kinds)==s)
         keeps_its_promises(s, few_batches)
         answers(s, batch, n_iter, n_batches)
+
+@pytest.mark.parametrize('f', [lambda n: Triangular(n, step_size=1e5), lambda n: CosineRestarts(n, cycle_len=2e5, cycle_mult=1)])
+def test_more_epochs_than_can_be_trained(f):
+    "The limit is on all cycles together"
+    assert f(4_999_999).n_epochs==pytest.approx(1e12, rel=1e-6) and f(4_999_999).n_epochs<1e12
+    with pytest.raises(ValueError, match='`n_cycles` of 5000000 .*is more epochs than can ever be trained'): f(5_000_000)

@@ -35,4 +35,4 @@ fi
 export OMP_NUM_THREADS=1
 step 'Notebooks run'                      nbdev-test --n-workers 2
 echo '== Tests'
-exec python -m pytest -q -n 2 --dist loadfile --durations=15
+exec python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
