@@ -543,6 +543,8 @@ def _steps_5_to_8(run, s, plan, head_lr, alike):
         clock = [] if run.budget is None else [_OnTime(lambda: run.left()-plan['reserve'])]
         learn.fit_sgdr(n, plan['cycle_len'], lrs, s['cycle_mult'], clock, patience=plan['patience'], snapshots=name, resume=name)
         run.record(row, learn)
+        done = len(learn.recorder.lrs)/len(learn.dls.train)
+        if clock and done<plan['cycle_len']-1e-6: row['detail'] += f', cut to {done:.2f} as batches took longer than expected'
         run.report.stopped = getattr(learn.recorder, 'stopped', None) if plan['patience'] else None
         run.result(row, learn, learn.recorder.best_epoch if plan['patience'] else None)
         _add_snapshots(run, 8)

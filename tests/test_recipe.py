@@ -263,6 +263,7 @@ def test_a_machine_that_gets_slower(slow, digits, weights, tmp_path, monkeypatch
     then = [t+t/max(1, i) for i,t in enumerate([0,*ends[:-1]])]
     assert lrs==pytest.approx([asked[min(n-1, max(i, int(n*t/(2000-plan['reserve']))-1))] for i,t in enumerate(then)]) and lrs[-1]==pytest.approx(asked[-1])
     assert ends[-3]<2000-plan['reserve'] and (len(lrs)<n)==(slow(3)>120)
+    assert (f', cut to {len(lrs)/5:.2f} as batches took longer' in r.steps[-1]['detail'])==(len(lrs)<n)
     assert r.finished and r.steps[-1]['epochs']==-(-len(lrs)//5)==len([o for o in r.epochs if o['step']==8])
     info = learn.snapshots('recipe1-step8')
     assert len(info)==1 and info['batches'][0]==len(lrs) and r.steps[-1]['valid_loss']==pytest.approx(r.candidates[1]['valid_loss'], rel=1e-5)
