@@ -91,7 +91,7 @@ def run(module, n, seed, n_jobs, folder):
     print(f"{module}: {len(every)} changes, {len(drawn)} drawn, {len(todo)} to try; the tests take {done['seconds']:.0f} s", flush=True)
     while todo or jobs:
         while todo and len(jobs)<n_jobs:
-            name,i,_ = todo.pop()
+            name,i,_ = todo.pop(0)
             new,line,before,after = mutate(source, name, i)
             pid,tmp = start(module, new, folder/f'{module}-{os.getpid()}-{len(todo)}.log')
             jobs[pid] = (dict(key=f'{name} {i}', line=line, before=before, after=after),tmp,time.monotonic())

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from fastai_clr import fit # Patches Learner; chkstyle: ignore
 from fastai_clr.cycles import SGDR, CycleScheduler
 from fastai_clr.schedules import CosineRestarts
-from fastai_clr.snapshots import SnapshotSaver, StopOnOverfit, _before_activation, _direction
+from fastai_clr.snapshots import SnapshotSaver, StopOnOverfit, _before_activation, _check_state, _direction, _inputs
 from learners import Cancel, Watch, learner, quiet, same, two_groups, weights
 
 CR = CosineRestarts
@@ -174,6 +174,10 @@ def test_another_model(fitted, tmp_path):
     before = weights(other)
     with pytest.raises(ValueError, match='is of another model than this one: it is without 0.bias, 0.weight, 1.bias, 1.weight; it has besides a, b'): other.load_snapshot('run')
     assert same(before, weights(other))
+
+@pytest.mark.parametrize('n,said', [(5, 'it is without a0, a1, a2, a3, a4'), (6, 'it is without a0, a1, a2, a3, a4 and 1 more')])
+def test_five_names_of_what_is_missing_are_told(n, said):
+    with pytest.raises(ValueError, match=f'^the file is of another model than this one: {said}$'): _check_state({f'a{i}': torch.ones(1) for i in range(n)}, {}, 'the file')
 
 def test_more_than_999_cycles_stay_in_order(tmp_path):
     learn = learner(2, path=tmp_path)
@@ -606,6 +610,13 @@ def test_an_average_that_fails_leaves_all_as_it_was(tmp_path):
     with pytest.raises(ZeroDivisionError): learn.average_snapshots('run')
     assert same(before, weights(learn))
 
+@pytest.mark.parametrize('n,want', [(1,1), (2,1), (3,2)])
+def test_inputs_of_loaders_that_do_not_tell_them(n, want):
+    "All but the last of a batch are taken for inputs, and the only one for one"
+    batch = tuple(torch.full((2,), i) for i in range(n))
+    (got,), = _inputs(SimpleNamespace(model=nn.Linear(1, 1), dls=SimpleNamespace(train=[batch])))
+    assert len(got)==want and all(torch.equal(a, b) for a,b in zip(got, batch))
+
 # Scores
 
 def test_scores(tmp_path):
@@ -631,7 +642,7 @@ def test_plots(tmp_path):
     assert len(ax.lines)==4 and [len(o.get_ydata()) for o in ax.lines]==[3]*4
     np.testing.assert_allclose(np.concatenate([o.get_ydata() for o in ax.lines]), [float(o) for o in learn.recorder.losses])
     df,ax = learn.snapshot_scores('run'),learn.plot_snapshots('run', 'accuracy')
-    for line,kind in zip(ax.lines, ['snapshot','ensemble']):
+    for line,kind in zip(ax.lines, ['snapshot','ensemble','average'], strict=True):
         np.testing.assert_allclose(line.get_ydata(), df.loc[df.kind==kind, 'accuracy'])
         assert list(line.get_xdata())==[0,1,2,3]
     with pytest.raises(ValueError, match="`metric` must be one of valid_loss, accuracy, got 'mae'"): learn.plot_snapshots('run', 'mae')
