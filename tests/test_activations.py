@@ -670,6 +670,20 @@ def test_too_little_disk_is_said_first(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda o: SimpleNamespace(free=70))
     assert write(tmp_path).is_whole
 
+def test_room_that_is_taken_already_counts(tmp_path, monkeypatch):
+    "Of arrays that get longer rows only what they have not got yet is needed"
+    n = 10_000
+    with StoreWriter(tmp_path, PARTS, n, 1000) as w:
+        w.new(x=((), 'float32'))
+        need = 2*4*n-(w.folder/'x.npy').stat().st_blocks*512
+        assert 0<need<8*n-4*n+1
+        for free,enough in ((need-1,False),(need,True)):
+            monkeypatch.setattr(shutil, 'disk_usage', lambda o: SimpleNamespace(free=free))
+            if enough: w.new(x=((2,), 'float32'))
+            else:
+                with pytest.raises(OSError, match='activations need 0.0 MB'): w.new(x=((2,), 'float32'))
+        assert w.store.info=={'x': dict(shape=[n,2], dtype='float32')}
+
 _kinds = st.tuples(st.sampled_from([(), (3,), (2,2), (0,)]), st.sampled_from(DTYPES+['bfloat16']))
 _arrays = st.dictionaries(st.sampled_from(['x','y','i','two_words']), _kinds, min_size=1, max_size=3)
 
