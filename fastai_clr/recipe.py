@@ -294,21 +294,23 @@ def _plan(
     return {**asked, 'head_cycles': max(0, min(s['head_cycles'], cycles)), 'n_cycles': 0}
 
 # %% ../nbs/11_recipe.ipynb #75ce276e
+def _longer(cycle_len, n_iter): return math.ceil(1.25*round(cycle_len*n_iter))/n_iter   # for batches that turn out to be faster
+
 class _OnTime(Callback):
-    "Go on in the schedule as far as the clock has, where it is ahead of the batches; end the fit with the time"
+    "Stretch the schedule over the time that there is; end the fit with the time"
     order,run_valid,_not_resumed = CycleScheduler.order+.05,False,('left','begun','over')
-    def __init__(self, left): self.left,self.begun,self.over = left,None,False   # a function: seconds that are left for the fit
+    def __init__(self, left): self.left,self.begun,self.at,self.over = left,None,-1.,False   # a function: seconds that are left for the fit
 
     def before_batch(self):
         cs,left = self.learn.cycle_scheduler,self.left()
         batch,last = cs.place.batch,cs.total-1
         if self.begun is None: self.begun = batch,left
         first,secs = self.begun
-        then = secs-left + (secs-left)/max(1, batch-first)   # when this batch will be done, at the pace so far
-        at = last if left<=0 else min(last, first+int((cs.total-first)*then/secs)-1)
-        if at<=batch: return
-        self.learn.opt.set_hyper('lr', cs.main.at_groups(at, cs.per_epoch))
-        if at==last: self.over,cs.place.stop,cs.total = True,batch+1,batch+1   # this batch is the cycle's last
+        n = cs.total-batch   # batches to come, with this one
+        if batch>first: n = min(n, max(1, int(left*(batch-first)/max(secs-left, 1e-9))))
+        self.at += (last-self.at)/n
+        self.learn.opt.set_hyper('lr', cs.main.at_groups(round(self.at), cs.per_epoch))
+        if n==1 and batch<last: self.over,cs.place.stop,cs.total = True,batch+1,batch+1   # this batch is the cycle's last
 
     def after_epoch(self):
         if self.over: raise CancelFitException()
@@ -538,13 +540,13 @@ def _steps_5_to_8(run, s, plan, head_lr, alike):
         with run.step(7, f"on the whole network in {n_groups} group{'s'*(n_groups>1)}") as row, learn.added_cbs(GroupRatios(ratio)):
             lr = min(head_lr, run.find_lr(row, learn, _n_sweep(len(learn.dls.train)), _before_blowup)['lr'])
     lrs,n = learn.group_lrs(lr, ratio),plan['n_cycles']
-    of = f"up to {n} cycles, each {s['cycle_mult']:g} times as long as the last" if plan['patience'] else f"one cycle of {plan['cycle_len']:.2f} epochs"
+    of = f"up to {n} cycles, each {s['cycle_mult']:g} times as long as the last" if plan['patience'] else f"one cycle by the clock, about {plan['cycle_len']:.2f} epochs"
     with run.step(8, of, lrs) as row:
-        clock = [] if run.budget is None else [_OnTime(lambda: run.left()-plan['reserve'])]
-        learn.fit_sgdr(n, plan['cycle_len'], lrs, s['cycle_mult'], clock, patience=plan['patience'], snapshots=name, resume=name)
+        clock,cycle_len = [],plan['cycle_len']
+        if run.budget is not None: clock,cycle_len = [_OnTime(lambda: run.left()-plan['reserve'])],_longer(cycle_len, len(learn.dls.train))
+        learn.fit_sgdr(n, cycle_len, lrs, s['cycle_mult'], clock, patience=plan['patience'], snapshots=name, resume=name)
         run.record(row, learn)
-        done = len(learn.recorder.lrs)/len(learn.dls.train)
-        if clock and done<plan['cycle_len']-1e-6: row['detail'] += f', cut to {done:.2f} as batches took longer than expected'
+        if clock: row['detail'] = f'one cycle by the clock: {len(learn.recorder.lrs)/len(learn.dls.train):.2f} epochs'
         run.report.stopped = getattr(learn.recorder, 'stopped', None) if plan['patience'] else None
         run.result(row, learn, learn.recorder.best_epoch if plan['patience'] else None)
         _add_snapshots(run, 8)

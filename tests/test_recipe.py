@@ -14,8 +14,9 @@ from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
 import fastai_clr.report   # adds `save`; chkstyle: ignore
 from fastai_clr.data import picture_dls, picture_learner
-from fastai_clr.recipe import RecipeInterrupted, RecipeReport, _as_seconds, _before_blowup, _lr_text, _new_notes, _Notes, _plan, _Run, score_test
+from fastai_clr.recipe import RecipeInterrupted, RecipeReport, _as_seconds, _before_blowup, _lr_text, _new_notes, _Notes, _OnTime, _plan, _Run, score_test
 import numpy as np
+from learners import learner
 
 SHORT = dict(head_epochs=1, head_cycles=1, n_cycles=2, ratio=5)
 
@@ -239,7 +240,7 @@ def test_a_clock_is_kept(digits, weights, tmp_path, monkeypatch):
     with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(time_budget='1000s')
     assert [o['step'] for o in r.steps]==[1,2,3,5,6,8] and r.finished and r.settings['time_budget']=='1000s'
     n = len([o for o in r.batches if o['step']==8])
-    assert n in (7,8) and f'one cycle of {n/5:.2f} epochs' in r.steps[-1]['detail'] and r.steps[-1]['epochs']==2
+    assert n in (9,10) and r.steps[-1]['detail']==f'one cycle by the clock: {n/5:.2f} epochs' and r.steps[-1]['epochs']==2   # a quarter more than planned
 
 class Pace(Callback):
     "A time that only batches of training the whole network take, `slow(n)` seconds the n-th"
@@ -249,24 +250,47 @@ class Pace(Callback):
     def after_batch(self):
         if self.training and not self.opt.frozen_idx: self.now,self.n = self.now+self.slow(self.n),self.n+1
 
-@pytest.mark.parametrize('slow', [lambda n: 120, lambda n: 180, lambda n: 120+40*n, lambda n: 900 if n==3 else 120, lambda n: 60])
-def test_a_machine_that_gets_slower(slow, digits, weights, tmp_path, monkeypatch):
-    "The schedule follows the clock to its end: no more than two batches come after the time is up, and the lr as low there as the plan has it"
+@pytest.mark.parametrize('slow,unused', [(lambda n: 120,120), (lambda n: 100,100), (lambda n: 180,180), (lambda n: 120+40*n,0), (lambda n: 900 if n==3 else 120,360),
+    (lambda n: 60,None)], ids=['as measured','faster','slower','ever slower','one that hangs','twice as fast'])
+def test_a_machine_of_another_pace(slow, unused, digits, weights, tmp_path, monkeypatch):
+    "The schedule is stretched over the time: it falls to its end, in even steps where batches are, no more than two of them come after the time is up, and little of it is left"
     learn,pace = make_learner(digits, weights, tmp_path),Pace(slow)
     monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: dict(whole=120., frozen=1., valid=.001))
     monkeypatch.setattr('fastai_clr.recipe.time', pace)
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(pace): r = learn.fit_recipe(time_budget=2000, lr=1e-3)
     plan = json.loads((tmp_path/'models/resume/recipe1.json').read_text())['plan']
-    lrs,n = [o['lr'] for o in r.batches if o['step']==8],round(5*plan['cycle_len'])
-    asked = [5e-4*(1+np.cos(np.pi*t/n)) for t in range(n)]
+    lrs,n,secs = np.array([o['lr'] for o in r.batches if o['step']==8]),int(np.ceil(1.25*round(5*plan['cycle_len']))),2000-plan['reserve']
     ends = np.cumsum([slow(i) for i in range(len(lrs))])
-    then = [t+t/max(1, i) for i,t in enumerate([0,*ends[:-1]])]
-    assert lrs==pytest.approx([asked[min(n-1, max(i, int(n*t/(2000-plan['reserve']))-1))] for i,t in enumerate(then)]) and lrs[-1]==pytest.approx(asked[-1])
-    assert ends[-3]<2000-plan['reserve'] and (len(lrs)<n)==(slow(3)>120)
-    assert (f', cut to {len(lrs)/5:.2f} as batches took longer' in r.steps[-1]['detail'])==(len(lrs)<n)
+    at = np.arccos(lrs/5e-4-1)/np.pi*n   # of a cosine of n batches
+    assert at[0]==pytest.approx(0, abs=1e-6) and at[-1]==pytest.approx(n-1) and (np.diff(at)>=-1e-6).all()
+    if slow(3)==slow(0)==slow(1): assert at==pytest.approx(np.linspace(0, n-1, len(at)), abs=1)
+    assert ends[-3]<secs and (len(lrs)==n)==(unused is None) and (unused is None or ends[-1]>=secs-unused)
+    assert r.steps[-1]['detail']==f'one cycle by the clock: {len(lrs)/5:.2f} epochs'
     assert r.finished and r.steps[-1]['epochs']==-(-len(lrs)//5)==len([o for o in r.epochs if o['step']==8])
     info = learn.snapshots('recipe1-step8')
     assert len(info)==1 and info['batches'][0]==len(lrs) and r.steps[-1]['valid_loss']==pytest.approx(r.candidates[1]['valid_loss'], rel=1e-5)
+
+def test_the_clock_goes_on_after_a_break(tmp_path):
+    "The schedule goes on from where it was, and ends with the time, though fewer batches are done; half as many as the cycle's 40 have time to begin with"
+    runs,used = [],0
+    class Count(Callback):
+        order,_not_resumed = 80,('lrs',)
+        def __init__(self): self.lrs = []
+        def after_batch(self):
+            nonlocal used
+            if not self.training: return
+            self.lrs.append(self.opt.hypers[-1]['lr'])
+            used += 1
+            if len(runs)==1 and used==15: raise KeyboardInterrupt
+    def fit():
+        learn,count = learner(n_iter=10, path=tmp_path),Count()
+        runs.append(count.lrs)
+        learn.fit_sgdr(1, cycle_len=4, lr_max=.1, cbs=[count,_OnTime(lambda: 21-used)], resume='clock')
+    with pytest.raises(KeyboardInterrupt): fit()
+    fit()
+    first,second = (np.arccos(np.array(o)/.05-1)/np.pi*40 for o in runs)
+    assert len(first)==15 and first==pytest.approx(np.arange(15)*39/20, abs=.51)
+    assert len(second)==6 and second[0]==pytest.approx(first[9]+1, abs=1) and second[1:]==pytest.approx(np.linspace(second[0], 39, 6)[1:], abs=1)
 
 def test_a_clock_too_short(digits, weights, tmp_path):
     learn = make_learner(digits, weights, tmp_path)
@@ -361,7 +385,7 @@ def test_a_plan_is_used_again(digits, weights, tmp_path, monkeypatch):
     plan = json.loads((tmp_path/'models/resume/recipe1.json').read_text())['plan']
     learn = make_learner(digits, weights, tmp_path)
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(StopAt(10**9)): r = learn.fit_recipe(time_budget=1000, resume=True)
-    assert len([o for o in r.batches if o['step']==8])==round(plan['cycle_len']*len(learn.dls.train)) and r.finished
+    assert len([o for o in r.batches if o['step']==8])==np.ceil(1.25*round(plan['cycle_len']*len(learn.dls.train))) and r.finished
 
 def test_seconds_of_a_step_broken_off_count(done, tmp_path):
     learn = done[0]

@@ -2,7 +2,7 @@
 import json, multiprocessing, os, random, shutil, signal, subprocess, sys, time
 from contextlib import suppress
 from pathlib import Path
-import pytest, timm, torch
+import psutil, pytest, timm, torch
 from fastai.learner import load_learner
 from pictures import listing, some
 import worker_train as job
@@ -17,14 +17,14 @@ def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.default_int_handler)   # 
 
 class Train:
     "A process that runs `clr_train`"
-    def __init__(self, log, *argv, real=False):
-        self.log,self.begun = str(log),time.monotonic()
+    def __init__(self, log, *argv, real=False, func=job.train):
+        self.log,self.argv,self.begun = str(log),argv,time.monotonic()
         if real:
             with open(f'{log}.out', 'w') as out, open(f'{log}.err', 'w') as err:
                 env = {**os.environ, 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1'}
                 self.p = subprocess.Popen([exe,*map(str, argv)], stdout=out, stderr=err, env=env, preexec_fn=heed_ctrl_c)
         else:
-            self.p = ctx.Process(target=job.train, args=(str(log),*argv), daemon=True)
+            self.p = ctx.Process(target=func, args=(str(log),*argv), daemon=True)
             self.p.start()
 
     def out(self): return Path(f'{self.log}.out').read_text() if Path(f'{self.log}.out').exists() else ''
@@ -158,18 +158,31 @@ def test_two_runs_in_one_folder(args, unbroken, tmp_path):
     assert p.wait()==0, p.err()
     check_whole(tmp_path/'out', unbroken)
 
-def test_two_runs_share_a_store(short_args, short, tmp_path):
-    "Each has its own folder, and both the same activations, at the same time"
+@pytest.fixture
+def sharing(short_args, short, tmp_path):
+    "A function that begins a run in folder `a` or `b`, which share their activations, and one that waits for both and looks at what they leave"
     for o in ('a','b'):
         (tmp_path/o).mkdir()
         (tmp_path/o/'activations').symlink_to(tmp_path/'shared', target_is_directory=True)
         (tmp_path/o/'.clr_train').touch()
     (tmp_path/'shared').mkdir()
-    ps = [Train(tmp_path/f'log{o}', *short_args, tmp_path/o, '--overwrite') for o in ('a','b')]
-    for p,o in zip(ps, ('a','b')):
-        assert p.wait()==0, p.err()
-        assert equal(result(tmp_path/o), short)
-    assert len([o for o in (tmp_path/'shared').iterdir() if o.is_dir()])==2
+    def check(ps):
+        for p,o in zip(ps, ('a','b')):
+            assert p.wait()==0, p.err()
+            assert equal(result(tmp_path/o), short)
+        assert len([o for o in (tmp_path/'shared').iterdir() if o.is_dir()])==2
+    ps = []
+    def begin(name, **kw):
+        ps.append(Train(tmp_path/f'log{name}', *short_args, tmp_path/name, '--overwrite', **kw))
+        return ps[-1]
+    yield begin,check
+    for p in ps:
+        if p.is_running(): p.send(signal.SIGKILL)   # it may stand still
+
+def test_two_runs_share_a_store(sharing):
+    "Each has its own folder, and both the same activations, at the same time"
+    begin,check = sharing
+    check([begin('a'),begin('b')])
 
 # Disks
 
@@ -202,6 +215,32 @@ def test_a_disk_that_is_read_only(short_args, disk, tmp_path):
     assert remount('ro')==0
     p = Train(tmp_path/'log', *short_args, path/'out')
     assert 'no permission to write' in one_sentence(p)
+
+def until_stopped(p):
+    "Wait until the process stands still"
+    while psutil.Process(p.p.pid).status()!=psutil.STATUS_STOPPED: assert p.is_running(.01) and time.monotonic()-p.begun<120, p.err()
+
+def test_a_disk_that_hangs_as_activations_are_written(sharing):
+    "As long as it takes: another run that needs them says so and waits, and both end as if nothing had been"
+    begin,check = sharing
+    slow = begin('a', func=job.train_as_activations_hang)
+    until_stopped(slow)
+    other = begin('b')
+    other.until(f'Waiting for process {slow.p.pid}')
+    slow.send(signal.SIGCONT)
+    check([slow,other])
+
+def test_a_disk_that_hangs_as_a_model_is_written(sharing):
+    "The other run is not held up, and nothing of the half-written file shows"
+    begin,check = sharing
+    slow = begin('a', func=job.train_as_a_model_hangs)
+    until_stopped(slow)
+    other = begin('b')
+    assert other.wait()==0, other.err()
+    half = [o for o in Path(slow.argv[-2]).rglob('models/snapshots/**/*') if '.pth' in o.name]
+    assert len(half)==1 and half[0].name.startswith('.'), half
+    slow.send(signal.SIGCONT)
+    check([slow,other])
 
 def test_a_folder_that_vanishes(args, tmp_path):
     "Nothing else is deleted, and nothing of it comes back"

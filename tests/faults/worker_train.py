@@ -5,6 +5,7 @@ from inspect import signature
 import torch
 from fastcore.script import anno_parser
 from fastai_clr import cli
+from fastai_clr.activations import StoreWriter
 
 def command(func, argv, pos=()):
     "Run a command's function on its arguments, as its script does; its exit status"
@@ -22,3 +23,28 @@ def train(log, *argv):
     with open(f'{log}.out', 'w', buffering=1) as out, open(f'{log}.err', 'w', buffering=1) as err, redirect_stdout(out), redirect_stderr(err):
         status = command(cli.clr_train, argv, ['pictures'])
     os._exit(status)
+
+def stand_still(): os.kill(os.getpid(), signal.SIGSTOP)   # until somebody sends SIGCONT, as a process does whose disk doesn't answer
+
+def train_as_activations_hang(log, *argv):
+    "As `train`, with a disk that hangs at the first block"
+    put = StoreWriter.put
+    def slow(*args, **kw):
+        StoreWriter.put = put
+        stand_still()
+        put(*args, **kw)
+    StoreWriter.put = slow
+    train(log, *argv)
+
+def train_as_a_model_hangs(log, *argv):
+    "As `train`, with a disk that hangs half-way through the first snapshot"
+    save = torch.save
+    def slow(obj, f, **kw):
+        save(obj, f, **kw)
+        if 'snapshots' not in str(f): return
+        torch.save = save
+        os.truncate(f, f.stat().st_size//2)
+        stand_still()
+        save(obj, f, **kw)
+    torch.save = slow
+    train(log, *argv)
