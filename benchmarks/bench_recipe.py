@@ -6,7 +6,8 @@ Each PATH has the folders train, valid and test (recipe_data.py makes some). Met
 with lr_find's valley (the better of the two on valid counts); logistic regression and a head trained by hand on pooled features; and the recipe with
 the wall-clock time that fine_tune(3) took on that set and seed, a sixth of it, and the times of (5) and (10). A cell is a set, a method and a seed:
 seconds from the DataLoaders being there to a trained model, accuracy on valid, and on test, which is scored once and chooses nothing. Cells are
-saved in a folder (--cells), and a run goes on where the last one stopped; --table writes the results of those that are there.
+saved in a folder (--cells), and a run goes on where the last one stopped; --table writes the results of those that are there. Sets that are
+looked at by themselves, such as those that recipe_data.py calls `few` and `subgroups`, get a section of another title by --section.
 """
 import argparse, json, re, tempfile, time, warnings
 from pathlib import Path
@@ -21,6 +22,7 @@ from fastai_clr.all import demo_weights, picture_dls, picture_learner
 from fastai_clr.data import find_pictures
 from results import machine, met, table, write_section
 
+TITLE = 'The recipe against fine_tune'
 TUNE = [1,3,5,10]
 METHODS = [*(f'fine_tune({n}) {lr}' for n in TUNE for lr in ('default','lr_find')), 'logistic', 'by hand', *(f'recipe {k}' for k in ('3/6','3','5','10'))]
 
@@ -180,8 +182,9 @@ def report(o):
         for n,r in by_set.items() for m,v in r.items() if not m.startswith('fine_tune') or m.endswith(')')]
     missing = [f'{n} {m} seed {k}' for n in o.data for m in METHODS for k in o.seeds if read(o, n, m, k) is None]
     owed = f" Not measured yet, {len(missing)} of {len(o.data)*len(METHODS)*len(o.seeds)} cells: {', '.join(missing)}." if missing else ''
-    picture(by_set, Path(__file__).with_name('recipe.png'))
-    write_section('The recipe against fine_tune', f"bench_recipe.py {' '.join(f'--data {n}=PATH' for n in o.data)} --seeds {' '.join(map(str, o.seeds))} --table",
+    if o.section==TITLE: picture(by_set, Path(__file__).with_name('recipe.png'))
+    section = '' if o.section==TITLE else f' --section {o.section!r}'
+    write_section(o.section, f"bench_recipe.py {' '.join(f'--data {n}=PATH' for n in o.data)} --seeds {' '.join(map(str, o.seeds))}{section} --table",
         f"tf_efficientnet_lite0, {o.size} px, on {o.device}; accuracy in percent, means over the seeds.{owed} Points against the peer on the test part:"
         f"\n\n{table(targets_table(by_set))}\n\n{table(rows)}")
 
@@ -193,6 +196,7 @@ if __name__=='__main__':
     p.add_argument('--size', type=int, default=128)
     p.add_argument('--only', help='methods that begin so')
     p.add_argument('--device', default='cpu')
+    p.add_argument('--section', default=TITLE, help='title of the results')
     p.add_argument('--table', action='store_true', help='measure nothing, write the results')
     o = p.parse_args()
     warnings.simplefilter('ignore')

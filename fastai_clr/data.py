@@ -145,6 +145,10 @@ _odd = {'turned': 'are marked as turned (EXIF), and fastai takes them as they ar
         'deep': 'have 16 or 32 bits a channel, and fastai cuts all above 255 off, so that they are nearly white: convert them to 8 bits',
         'moving': 'are animations, and only their first frame is used'}
 
+def _is_turned(im):
+    try: return im.getexif().get(0x112, 1)!=1
+    except Exception: return False   # damaged EXIF, by whatever error of Pillow's: the picture is sound, and fastai doesn't look there
+
 def _look(file):
     "What is odd about a picture, by the keys of `_odd`; `None` if it can't be opened"
     try:
@@ -152,7 +156,7 @@ def _look(file):
             is_deep = im.mode[0] in 'IF'
             im.draft(im.mode, (32,32))
             im.load()
-            return [k for k,v in dict(turned=im.getexif().get(0x112, 1)!=1, deep=is_deep, moving=getattr(im, 'is_animated', False)).items() if v]
+            return [k for k,v in dict(turned=_is_turned(im), deep=is_deep, moving=getattr(im, 'is_animated', False)).items() if v]
     except (OSError,SyntaxError,ValueError,TypeError,AttributeError,EOFError,Image.DecompressionBombError): return None   # what Pillow raises on files that are damaged
 
 def _warn_odd(files, seen):
@@ -164,6 +168,7 @@ def _warn_odd(files, seen):
 def find_pictures(
     path:str|Path, # Folder of class folders, folder of `train` and `valid` folders, or CSV
     label_delim:str|None=None, # What separates the labels of a picture in a CSV, such as ' '; `None`: one label a picture
+    min_classes:int=2, # Classes that there must be, if a picture has one label; 1 for a test set
 )->Pictures: # Only what can be opened; what can't is named in a warning
     "Find the pictures in `path` and open each; FileNotFoundError or ValueError if there is nothing to train on"
     path = Path(path)
@@ -181,15 +186,15 @@ def find_pictures(
     if res.skipped:
         some = ', '.join(os.path.relpath(o, res.root) for o in res.skipped[:5])
         warnings.warn(f"left out {len(res.skipped)} files that are no pictures or not directly in a class folder: {some}{' and others' if len(res.skipped)>5 else ''}")
-    return _check(res, path)
+    return _check(res, path, min_classes)
 
 def _classes(labels): return set(o for l in labels for o in (l if isinstance(l, list) else [l]))
 
-def _check(pics, path):
+def _check(pics, path, min_classes):
     if not pics.files: raise ValueError(f"{path} holds no pictures: it must hold one folder for each class, with pictures in it")
     classes = sorted(_classes(pics.labels))
     if not classes: raise ValueError(f"{path} gives no picture a label")
-    if len(classes)<2 and not isinstance(pics.labels[0], list): raise ValueError(f"{path} holds only the class {classes[0]!r}: a classifier needs at least two class folders with pictures")
+    if len(classes)<min_classes and not isinstance(pics.labels[0], list): raise ValueError(f"{path} holds only the class {classes[0]!r}: a classifier needs at least two class folders with pictures")
     if pics.is_valid is None: return pics
     train,valid = [_classes(l for l,v in zip(pics.labels, pics.is_valid) if v==k) for k in (False,True)]
     if all(pics.is_valid) or not any(pics.is_valid): raise ValueError(f"{path} has no pictures for {'training' if all(pics.is_valid) else 'validation'}")
@@ -201,15 +206,32 @@ def _splitter(pics, valid_pct, seed):
     if pics.is_valid is not None: return IndexSplitter([i for i,v in enumerate(pics.is_valid) if v])
     n_valid = int(valid_pct*len(pics.files))
     if min(n_valid, len(pics.files)-n_valid)<1: raise ValueError(f"`valid_pct` of {valid_pct} leaves no picture for {'validation' if n_valid<1 else 'training'} out of {len(pics.files)}")
-    if isinstance(pics.labels[0], list): return RandomSplitter(valid_pct, seed=seed)
+    return IndexSplitter(_known(pics.labels, _drawn(pics, n_valid, valid_pct, seed)))
+
+def _drawn(pics, n_valid, valid_pct, seed):
+    "Indices for validation by the shares of the classes, where there are enough pictures for that"
+    items = range(len(pics.files))
+    if isinstance(pics.labels[0], list): return RandomSplitter(valid_pct, seed=seed)(items)[1]
     counts = pd.Series(pics.labels).value_counts()
     lone,several = sorted(counts.index[counts<2]),[i for i,l in enumerate(pics.labels) if counts[l]>1]
     if lone and len(several)>n_valid:
         some = f"{', '.join(lone[:5])}{' and others' if len(lone)>5 else ''}"
         warnings.warn(f"{len(lone):,} classes have one picture, which is used for training, so that validation says nothing of them: {some}")
-        return IndexSplitter([several[i] for i in RandomSplitter((n_valid+.5)/len(several), seed=seed)(several)[1]])
-    if lone or n_valid<len(counts) or len(pics.files)-n_valid<len(counts): return RandomSplitter(valid_pct, seed=seed)
-    return TrainTestSplitter(test_size=valid_pct, random_state=seed, stratify=pics.labels)
+        return [several[i] for i in RandomSplitter((n_valid+.5)/len(several), seed=seed)(several)[1]]
+    if lone or n_valid<len(counts) or len(pics.files)-n_valid<len(counts): return RandomSplitter(valid_pct, seed=seed)(items)[1]
+    return TrainTestSplitter(test_size=valid_pct, random_state=seed, stratify=pics.labels)(items)[1]
+
+def _known(labels, valid):
+    "Of the items drawn for validation those that stay there: a class must not be there alone"
+    drawn,kept = set(map(int, valid)),[]
+    seen = _classes(l for i,l in enumerate(labels) if i not in drawn)
+    for i in map(int, valid):
+        new = _classes([labels[i]])-seen
+        if new: seen |= new
+        else: kept.append(i)
+    if not kept: raise ValueError(f"no class has pictures enough to be in training and in validation, out of {len(labels)} pictures: add some, or give the split by the folders `train` and `valid`")
+    if len(kept)<len(drawn): warnings.warn(f"{len(drawn)-len(kept):,} pictures drawn for validation are used for training, which would have had none of their class")
+    return kept
 
 # %% ../nbs/10_data.ipynb #56eb6e97
 def _warn_twins(train, valid):
@@ -233,7 +255,7 @@ def pick_device(
 def picture_dls(
     path:str|Path, # Folder of class folders, folder of `train` and `valid` folders, or CSV
     size:int=224, # Height and width in pixels that each picture is cropped and resized to
-    bs:int=64, # Pictures a batch; less if there are fewer for training
+    bs:int=64, # Pictures a batch; less if there are fewer for training; on a CPU 16 is faster, which `clr_train` takes there
     valid_pct:float=.2, # Share of the pictures kept for validation, in (0,1), unless `path` gives the split
     seed:int=42, # Seed of the split
     flip:bool=True, # Whether augmentation may mirror pictures left to right; `False` for digits and text
@@ -329,7 +351,7 @@ def picture_learner(
     dls:DataLoaders, # Pictures, such as `picture_dls` gives
     arch:str='resnet34', # Name of a model of torchvision or timm
     path:str|Path='.', # What the Learner writes goes here: never to the pictures
-    pretrained:bool=True, # Begin with pretrained weights, with the body frozen; `False`: random weights, nothing frozen
+    pretrained:bool=True, # Begin with pretrained weights, with the body frozen; `False`: random weights, nothing frozen, and `fit_recipe` wants `ratio=1, freeze_stats=False` then
     weights:str|Path|None=None, # State dict of the whole model to begin with; `None`: the library's own, downloaded
     metrics=accuracy, # Metrics, as in fastai; `accuracy` is `accuracy_multi` where a picture may have several labels
     **kwargs # More arguments of fastai's `vision_learner`

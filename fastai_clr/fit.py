@@ -126,7 +126,7 @@ def fit_sgdr(self:Learner,
     snapshots:str|None=None, # Save the weights after each cycle under this name
     keep:int|None=None, # Keep the latest so many snapshots; `None`: all
     overwrite:bool=False, # Let the snapshots take the place of earlier ones of that name
-    resume:str|None=None, # Write a checkpoint each epoch under this name, and go on from it if it is there
+    resume:str|None=None, # Write a checkpoint each epoch under this name; if there is one, go on from it, or do nothing if that fit was finished; ValueError if it is of other settings
     patience:int|None=None, # Stop after so many cycles without a better `monitor`, and put the best cycle's weights back
     monitor:str='valid_loss', # What `patience` watches: any value that the recorder has
     comp=None, # `np.less` or `np.greater`: which `monitor` is better; `None`: known for losses and fastai's metrics
@@ -157,7 +157,7 @@ def fit_clr(self:Learner,
     snapshots:str|None=None, # Save the weights after each cycle under this name
     keep:int|None=None, # Keep the latest so many snapshots; `None`: all
     overwrite:bool=False, # Let the snapshots take the place of earlier ones of that name
-    resume:str|None=None, # Write a checkpoint each epoch under this name, and go on from it if it is there
+    resume:str|None=None, # Write a checkpoint each epoch under this name; if there is one, go on from it, or do nothing if that fit was finished; ValueError if it is of other settings
     patience:int|None=None, # Stop after so many cycles without a better `monitor`, and put the best cycle's weights back
     monitor:str='valid_loss', # What `patience` watches: any value that the recorder has
     comp=None, # `np.less` or `np.greater`: which `monitor` is better; `None`: known for losses and fastai's metrics
@@ -180,7 +180,7 @@ def fit_schedule(self:Learner,
     snapshots:str|None=None, # Save the weights after each cycle under this name
     keep:int|None=None, # Keep the latest so many snapshots; `None`: all
     overwrite:bool=False, # Let the snapshots take the place of earlier ones of that name
-    resume:str|None=None, # Write a checkpoint each epoch under this name, and go on from it if it is there
+    resume:str|None=None, # Write a checkpoint each epoch under this name; if there is one, go on from it, or do nothing if that fit was finished; ValueError if it is of other settings
     patience:int|None=None, # Stop after so many cycles without a better `monitor`, and put the best cycle's weights back
     monitor:str='valid_loss', # What `patience` watches: any value that the recorder has
     comp=None, # `np.less` or `np.greater`: which `monitor` is better; `None`: known for losses and fastai's metrics

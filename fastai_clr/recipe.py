@@ -12,7 +12,7 @@ import importlib.metadata, json, math, platform, re, shutil, time, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 import numpy as np, pandas as pd, torch
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.callback.schedule import LRFinder, valley
 from fastai.learner import Learner
@@ -21,10 +21,10 @@ from fastai.torch_core import get_model, num_distrib
 from torch import nn
 from . import cycles, fit   # for the Learner methods they add; chkstyle: ignore
 from .activations import MANIFEST, hash_bytes, hash_module
-from .cycles import CycleScheduler
+from .cycles import CycleScheduler, batches_per_epoch, peak_lrs
 from .precompute import split_model
 from .resume import _differences, _seal, keep_state
-from .snapshots import _file, _folder, _mean_state, _preds, _scores, _weights_kept, _write_atomic, _write_snapshot
+from .snapshots import _file, _folder, _mean_state, _number, _preds, _scores, _weights_kept, _write_atomic, _write_snapshot
 
 # %% ../nbs/11_recipe.ipynb #e0d72216
 _titles = {1: 'Pretrained network and augmentation', 2: 'lr_find', 3: 'Head on precomputed activations', 4: 'Head with augmentation',
@@ -98,6 +98,20 @@ def _lr_text(lr):
     lrs = np.atleast_1d(np.asarray(lr, dtype=float))
     return f'{lrs[-1]:.1e}' if len(set(lrs))==1 else f'{lrs[0]:.1e} to {lrs[-1]:.1e}'
 
+def _own_lr(learn): return float(np.max(peak_lrs(learn, None)))   # of the last group, if there are several
+
+# %% ../nbs/11_recipe.ipynb #4f2056b4
+def _real(v):
+    "A number as a float, and `None` for what is none, such as a metric with a value for each class"
+    v = _number(v)
+    return float(v) if isinstance(v, (int,float)) else None
+
+def _values(rec, i):
+    "What the recorder has of an epoch, by name; where it records metrics of the training set too, those of the validation set keep their own names"
+    names = [o.removeprefix('valid_') if rec.train_metrics and o!='valid_loss' else o for o in list(rec.metric_names)[1:]]
+    return {k: _real(v) for k,v in zip(names, rec.values[i])}
+
+# %% ../nbs/11_recipe.ipynb #1193c671
 class _Run:
     "Does steps, says what it does, writes down what came out, and notes what it needs to go on"
     def __init__(self, learn, report, notes, budget):
@@ -109,34 +123,34 @@ class _Run:
 
     @contextmanager
     def step(self, n, detail='', lr=None):
-        self.current,start,part = n,time.monotonic(),self.notes.get(f'part {n}', 0.)
+        self.current,self.timer = n,(self.notes.get(f'part {n}', 0.),time.monotonic())
         row = dict(step=n, title=_titles[n], detail=detail, lr=None if lr is None else _lr_text(lr), epochs=None)
         self.say(f"Step {n} of 8: {_titles[n]}{': ' if detail else ''}{detail}{'' if lr is None else f', lr {_lr_text(lr)}'}")
-        def spent(): return part+time.monotonic()-start
         try: yield row
-        except BaseException:
-            self.notes.put({f'part {n}': spent(), 'spent': self.before+time.monotonic()-self.begun})
-            raise
-        row['seconds'] = self.notes.once(f'seconds {n}', spent)
-        self.notes.put({'spent': self.before+time.monotonic()-self.begun})
+        finally: self.note_time()
+        row['seconds'] = self.notes.once(f'seconds {n}', lambda: self.notes[f'part {n}'])
         self.report.steps.append(row)
         self.say(f"Step {n} took {row['seconds']:.1f} s{_results_text(row, self.report.metric_name)}")
+
+    def note_time(self):
+        "Note the seconds of the step so far, and of the run"
+        part,start = self.timer
+        now = time.monotonic()
+        self.notes.put({f'part {self.current}': part+now-start, 'spent': self.before+now-self.begun})
 
     def record(self, row, learn):
         "Add what the recorder of `learn` has of the fit just done"
         rec,n = learn.recorder,row['step']
-        names = [o for o in list(rec.metric_names)[1:] if o!='time']
         self.report.batches += [dict(step=n, lr=float(lr), loss=float(l)) for lr,l in zip(rec.lrs, rec.losses)]
-        rows = [{k:float(v) for k,v in zip(names, vals)} for vals in rec.values]
-        self.report.epochs += [dict(step=n, epoch=i, batches=it, **o) for i,(it,o) in enumerate(zip(rec.iters, rows))]
+        self.report.epochs += [dict(step=n, epoch=i, batches=it, **_values(rec, i)) for i,it in enumerate(rec.iters)]
         row['epochs'] = len(rec.values)
 
     def result(self, row, learn, epoch=None):
         "Losses and first metric of `epoch`, by default the last one"
-        train,valid,*metrics = learn.recorder.values[-1 if epoch is None else epoch]
-        row.update(train_loss=float(train), valid_loss=float(valid), metric=float(metrics[0]) if metrics else None)
+        v = _values(learn.recorder, -1 if epoch is None else epoch)
+        row.update(train_loss=v['train_loss'], valid_loss=v['valid_loss'], metric=v.get(self.report.metric_name))
 
-# %% ../nbs/11_recipe.ipynb #4f2056b4
+# %% ../nbs/11_recipe.ipynb #b27f39d2
 class _Notes(dict):
     "What must be remembered to go on with a run that is broken off: a JSON file, written whole at each change"
     def __init__(self, file, content):
@@ -174,7 +188,7 @@ def find_lr(self:_Run, row, learn, num_it, suggest):
             lrs,losses = np.array(learn.recorder.lrs),np.array([float(o) for o in learn.recorder.losses])
         n = len(losses) if np.isfinite(losses).all() else int(np.isfinite(losses).argmin())
         skip = num_it//10
-        lr = suggest(lrs[skip:n], losses[skip:n]) if n-skip>=15 else float(learn.lr)
+        lr = suggest(lrs[skip:n], losses[skip:n]) if n-skip>=15 else _own_lr(learn)
         return dict(step=row['step'], lrs=lrs[:n].tolist(), losses=losses[:n].tolist(), lr=lr, batch=(time.monotonic()-start)/max(1, len(losses)))
     found = self.notes.once(f"lr_find {row['step']}", sweep)
     self.report.lr_finds.append({k:v for k,v in found.items() if k!='batch'})
@@ -210,27 +224,34 @@ def _thumbnail(item, side=160):
     scale = min(1, side/max(img.size))
     return np.array(img.resize([max(1, round(o*scale)) for o in img.size]))
 
-def _judge(report, learn, probs, targs, n_mistakes=12):
+def _probabilities(learn, preds):
+    "What `get_preds` gives, as probabilities: fastai's losses make such of it, torch's cross-entropy does not; `None` if it is something else"
+    if isinstance(learn.loss_func, nn.CrossEntropyLoss) or learn.loss_func is nn.functional.cross_entropy: return preds.softmax(1)
+    return preds if preds.min()>=0 and torch.allclose(preds.sum(1), torch.ones(len(preds)), atol=1e-3) else None
+
+def _judge(report, learn, preds, targs, n_mistakes=12):
     "Confusion matrix and worst mistakes (by cross-entropy) on the validation set, for a classifier with one label a picture"
-    if targs.ndim!=1 or targs.is_floating_point() or probs.ndim!=2: return
-    losses = -probs[range(len(targs)),targs].log()
-    report.vocab = [str(o) for o in getattr(learn.dls, 'vocab', range(probs.shape[1]))]
-    preds,n = probs.argmax(1),probs.shape[1]
-    if n<=1000: report.confusion = np.bincount((targs*n+preds).numpy(), minlength=n*n).reshape(n, n).tolist()
-    ds = learn.dls.valid_ds
-    wrong = (preds!=targs).nonzero()[:,0]
+    if targs.ndim!=1 or targs.is_floating_point() or preds.ndim!=2: return
+    n,classes,probs = preds.shape[1],preds.argmax(1),_probabilities(learn, preds)
+    report.vocab = [str(o) for o in getattr(learn.dls, 'vocab', range(n))]
+    if n<=1000: report.confusion = np.bincount((targs*n+classes).numpy(), minlength=n*n).reshape(n, n).tolist()
+    if probs is None: return
+    ds,losses = learn.dls.valid_ds,-probs[range(len(targs)),targs].log()
+    wrong = (classes!=targs).nonzero()[:,0]
     for i in wrong[losses[wrong].argsort(descending=True)][:n_mistakes].tolist():
         name = getattr(getattr(ds, 'items', None), '__getitem__', lambda i: '')(i)
-        report.mistakes.append(dict(true=report.vocab[targs[i]], predicted=report.vocab[preds[i]], prob=float(probs[i,preds[i]]), loss=float(losses[i]),
+        report.mistakes.append(dict(true=report.vocab[targs[i]], predicted=report.vocab[classes[i]], prob=float(probs[i,classes[i]]), loss=float(losses[i]),
                                     name=getattr(name, 'name', ''), picture=_thumbnail(ds[i][0])))
 
 # %% ../nbs/11_recipe.ipynb #b2acb785
+def _body(learn): return split_model(get_model(learn.model), learn.splitter)[0]
+
 class BodyStatsFrozen(Callback):
     "Keep the BatchNorm statistics of the body as they are: its BatchNorm layers stay in eval mode while training"
     run_valid = False
 
     def before_train(self):
-        for m in split_model(get_model(self.model))[0].modules():
+        for m in _body(self.learn).modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
 
 @contextmanager
@@ -261,8 +282,10 @@ def _seconds_a_batch(learn, kind, seconds):
         if kind=='whole': learn.unfreeze()
         elif kind=='frozen': learn.freeze()
         while not watch.done():
+            n = len(watch.times)
             if watch.train: learn.fit(4)
             else: learn.validate()
+            if len(watch.times)==n: raise ValueError("no batch can be timed, as a callback of the Learner ends the fit before its first batch is done: leave that callback out")
     return (watch.times[-1]-watch.times[0])/(len(watch.times)-1)
 
 def _measure(learn, budget): return {k: _seconds_a_batch(learn, k, 1. if budget is None else budget/100) for k in ('whole','frozen','valid')}
@@ -298,8 +321,11 @@ def _longer(cycle_len, n_iter): return math.ceil(1.25*round(cycle_len*n_iter))/n
 
 class _OnTime(Callback):
     "Stretch the schedule over the time that there is; end the fit with the time"
-    order,run_valid,_not_resumed = CycleScheduler.order+.05,False,('left','begun','over')
-    def __init__(self, left): self.left,self.begun,self.at,self.over = left,None,-1.,False   # a function: seconds that are left for the fit
+    order,run_valid,_not_resumed = CycleScheduler.order+.05,False,('left','note','begun','over')
+    def __init__(self,
+        left, # Function: seconds that are left for the fit
+        note=noop # Function that notes the time that was spent, called after each epoch
+    ): self.left,self.note,self.begun,self.at,self.over = left,note,None,-1.,False
 
     def before_batch(self):
         cs,left = self.learn.cycle_scheduler,self.left()
@@ -313,6 +339,7 @@ class _OnTime(Callback):
         if n==1 and batch<last: self.over,cs.place.stop,cs.total = True,batch+1,batch+1   # this batch is the cycle's last
 
     def after_epoch(self):
+        self.note()
         if self.over: raise CancelFitException()
 
 # %% ../nbs/11_recipe.ipynb #c6f270c7
@@ -323,7 +350,7 @@ def _as_seconds(v):
     if v is None: return None
     text = str(v).replace(' ', '').lower()
     parts = re.findall(r'(\d+\.?\d*|\.\d+)([smh])', text)
-    if isinstance(v, (int,float)) and not isinstance(v, bool): secs = float(v)
+    if isinstance(v, (int,float)) and not isinstance(v, bool) or re.fullmatch(r'\d+\.?\d*|\.\d+', text): secs = float(v)
     elif parts and ''.join(a+b for a,b in parts)==text: secs = sum(float(n)*_units[u] for n,u in parts)
     else: secs = math.nan
     if not 0<secs<math.inf: raise ValueError(f"`time_budget` must be seconds, or a time such as '90s', '10m' or '1h30m', above 0, got {v!r}")
@@ -337,31 +364,31 @@ def _check_budget(learn, budget):
     if need>budget: raise ValueError(f"`time_budget` of {budget:g} s is too little: the pass over all {n:,} items takes about {need:.0f} s here, and training comes after it; give at least {math.ceil(1.2*need)} s")
 
 # %% ../nbs/11_recipe.ipynb #4f19ea38
-def _number(file): return int(re.match(r'recipe(\d+)', file.name)[1])
+def _no(file): return int(re.match(r'recipe(\d+)', file.name)[1])
 
 def _earlier(learn):
     "Notes and snapshots of earlier recipes in this folder"
     root = learn.path/learn.model_dir
     return [o for o in [*root.glob('resume/recipe*.json'),*root.glob('**/snapshots/recipe*')] if re.match(r'recipe\d+[-.]', o.name)]
 
-def _body_hash(learn): return hash_bytes(json.dumps(hash_module(split_model(get_model(learn.model))[0])).encode())
+def _body_hash(learn): return hash_bytes(json.dumps(hash_module(_body(learn))).encode())
 
 # %% ../nbs/11_recipe.ipynb #2a6bd5e9
 def _new_notes(learn, settings):
     "Notes under a number that no recipe in this folder has used"
-    n,folder = max(map(_number, _earlier(learn)), default=0),learn.path/learn.model_dir/'resume'
+    n,folder,body = max(map(_no, _earlier(learn)), default=0),learn.path/learn.model_dir/'resume',_body_hash(learn)
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         n += 1
         try: (folder/f'recipe{n}.json').touch(exist_ok=False)
         except FileExistsError: continue   # another recipe began just now
         notes = _Notes(folder/f'recipe{n}.json', {})
-        notes.put(dict(settings=settings, body=_body_hash(learn), finished=False))
+        notes.put(dict(settings=settings, body=body, finished=False))
         return notes
 
 def _old_notes(learn, settings):
     "Notes of the latest recipe in this folder, `None` if there is none; ValueError if it can't go on"
-    files = sorted((o for o in _earlier(learn) if o.suffix=='.json'), key=_number)
+    files = sorted((o for o in _earlier(learn) if o.suffix=='.json'), key=_no)
     if not files: return None
     try: notes = _Notes.read(files[-1])
     except (ValueError,RecursionError) as e: raise ValueError(f"`resume` can't read {files[-1]} ({e}): delete it to begin anew") from e
@@ -392,7 +419,7 @@ def _loss_of(o): return math.inf if math.isnan(o['valid_loss']) else o['valid_lo
 
 def _candidate(run, name, preds, targs):
     scores = _scores(run.learn, preds, targs)
-    return dict(name=name, valid_loss=scores['valid_loss'], metric=scores.get(run.report.metric_name), preds=preds)
+    return dict(name=name, valid_loss=scores['valid_loss'], metric=_real(scores.get(run.report.metric_name)), preds=preds)
 
 def _compare(run):
     "Single models and ensembles, the targets, and the average's weights, `None` if there is but one model"
@@ -429,28 +456,33 @@ def _choose(run):
     report.kept,report.candidates = best['name'],[{k:v for k,v in o.items() if k!='preds'} for o in [*single,*together]]
     file = dict(run.models).get(best['name'])
     get_model(learn.model).load_state_dict(mean if file is None else torch.load(file, map_location='cpu', weights_only=True))
-    run.say(f"The model is that of {report.kept}{_results_text(best, report.metric_name)}")
+    run.say(f"Kept in the Learner: {report.kept}{_results_text(best, report.metric_name)}")
     top = min([best,*together], key=_loss_of)
     if top is not best:
         _keep_ensemble(run, top)
-        run.say(f"The {top['name']} models is better{_results_text(top, report.metric_name)}: learn.export_ensemble('ensemble.pkl', {report.ensemble['name']!r})")
+        run.say(f"The {top['name']} models is better{_results_text(top, report.metric_name)}. Its file: learn.export_ensemble('ensemble.pkl', {report.ensemble['name']!r})")
     return top['preds'],targs
 
 # %% ../nbs/11_recipe.ipynb #44952f90
+def _written_loss(file):
+    v = json.loads(file.with_suffix('.json').read_text(encoding='utf-8'))['valid_loss']
+    return math.inf if v is None or math.isnan(v) else v
+
 def _finish(run):
     "Choose the model, and judge it; a model that can't be judged is kept all the same"
     learn,report = run.learn,run.report
     try: _judge(report, learn, *_choose(run))
     except Exception as e:
-        if report.kept is None:   # by what the steps have recorded
-            row = min((o for o in report.steps if o.get('valid_loss') is not None), key=_loss_of)
-            report.kept,file = [o for o in run.models if o[0].startswith(f"step {row['step']}")][-1]
+        if report.kept is None:   # by what was written down with each, the last of those that are alike
+            report.kept,file = min(run.models[::-1], key=lambda o: _written_loss(o[1]))
             get_model(learn.model).load_state_dict(torch.load(file, map_location='cpu', weights_only=True))
         warnings.warn(f"the report is without confusion matrix and mistakes: {e}")
     report.finished = True
 
 # %% ../nbs/11_recipe.ipynb #480b73e1
 def _default_epochs(n_iter): return min(50, max(2, -(-150//max(1, n_iter))))
+
+def _fewer(n, left, epoch): return n if math.isinf(left) else min(n, max(1, int(.25*left//(epoch+1e-6))))   # epochs in a quarter of the time at most
 
 def check_recipe(
     head_epochs=None, # All are arguments of `fit_recipe`: this one for step 3
@@ -472,11 +504,17 @@ def check_recipe(
     if isinstance(patience, bool) or not isinstance(patience, int) or patience<1: raise ValueError(f"`patience` must be a whole number above 0, got {patience!r}")
     for k,v in dict(cycle_mult=cycle_mult, ratio=ratio).items():
         if not (v is None and k=='ratio') and (isinstance(v, bool) or not isinstance(v, (int,float)) or not 1<=v<math.inf): raise ValueError(f"`{k}` must be a number of at least 1, got {v!r}")
+    if time_budget is None and n_cycles>1 and cycle_mult!=int(cycle_mult): raise ValueError(f"`cycle_mult` must be a whole number, as training may stop after any cycle, and so each must end with an epoch; got {cycle_mult!r}")
     for k,v in dict(head_lr=head_lr, lr=lr).items():
         if v is not None and (isinstance(v, bool) or not isinstance(v, (int,float)) or not 0<v<math.inf): raise ValueError(f"`{k}` must be a learning rate above 0, or None to find one, got {v!r}")
     _as_seconds(time_budget)
 
 # %% ../nbs/11_recipe.ipynb #3034a695
+def _check_sets(learn):
+    "ValueError if there is nothing to train on, or nothing to choose the model by"
+    batches_per_epoch(learn)
+    if len(learn.dls.loaders)<2 or not len(learn.dls.valid): raise ValueError("the validation set is empty, and the recipe chooses by it: make DataLoaders with one")
+
 def _check_stores(run, head):
     "ValueError if a run that goes on has other data: the stores of activations are named by all that they depend on"
     made = [o.folder.name for o in head.stores.values()]
@@ -508,7 +546,7 @@ def _steps_2_and_3(run, s):
         found = run.find_lr(row, head, 100, _valley) if s['head_lr'] is None else dict(lr=s['head_lr'], losses=[], batch=0.)
     lr,n_iter = found['lr'],len(head.dls.train)
     n = _default_epochs(n_iter) if s['head_epochs'] is None else s['head_epochs']
-    if run.budget is not None and n: n = run.notes.once('head_epochs', lambda: min(n, max(1, int(.25*run.left()//(n_iter*found['batch']+1e-6)))))
+    if run.budget is not None and n: n = run.notes.once('head_epochs', lambda: _fewer(n, run.left(), n_iter*found['batch']))
     if not n: return lr,True
     with run.step(3, f'{n} epoch{"s"*(n>1)}', lr) as row:
         head.fit_sgdr(1, cycle_len=n, lr_max=lr, resume=f'{name}-step3')
@@ -535,7 +573,7 @@ def _steps_5_to_8(run, s, plan, head_lr, alike):
         learn.unfreeze()
         if not s['freeze_stats']: learn.remove_cbs(BodyStatsFrozen)
     with run.step(6, f'each group {ratio:g} times lower than the next'): n_groups = len(learn.group_lrs(1., ratio))
-    lr = s['lr'] or min(head_lr, float(learn.lr)/2)   # half, as fastai's `fine_tune` has it
+    lr = s['lr'] or min(head_lr, _own_lr(learn)/2)   # half, as fastai's `fine_tune` has it
     if plan['sweep']:
         with run.step(7, f"on the whole network in {n_groups} group{'s'*(n_groups>1)}") as row, learn.added_cbs(GroupRatios(ratio)):
             lr = min(head_lr, run.find_lr(row, learn, _n_sweep(len(learn.dls.train)), _before_blowup)['lr'])
@@ -543,7 +581,7 @@ def _steps_5_to_8(run, s, plan, head_lr, alike):
     of = f"up to {n} cycles, each {s['cycle_mult']:g} times as long as the last" if plan['patience'] else f"one cycle by the clock, about {plan['cycle_len']:.2f} epochs"
     with run.step(8, of, lrs) as row:
         clock,cycle_len = [],plan['cycle_len']
-        if run.budget is not None: clock,cycle_len = [_OnTime(lambda: run.left()-plan['reserve'])],_longer(cycle_len, len(learn.dls.train))
+        if run.budget is not None: clock,cycle_len = [_OnTime(lambda: run.left()-plan['reserve'], run.note_time)],_longer(cycle_len, len(learn.dls.train))
         learn.fit_sgdr(n, cycle_len, lrs, s['cycle_mult'], clock, patience=plan['patience'], snapshots=name, resume=name)
         run.record(row, learn)
         if clock: row['detail'] = f'one cycle by the clock: {len(learn.recorder.lrs)/len(learn.dls.train):.2f} epochs'
@@ -561,6 +599,7 @@ def _all_steps(run, s):
         secs = None if run.budget is None else _measure(learn, run.budget)   # which takes some of what is left
         return _plan(s, run.left(), len(learn.dls.train), len(learn.dls.valid), secs)
     plan = run.notes.once('plan', plan)
+    if not (run.models or plan['head_cycles'] or plan['n_cycles']): raise ValueError(f"`time_budget` of {run.budget:g} s is too little for an epoch, and `head_epochs` is 0: give more time, or leave `head_epochs` out")
     if plan['head_cycles']: _step_4(run, plan, lr)
     if plan['n_cycles']: _steps_5_to_8(run, s, plan, lr, alike)
     _finish(run)
@@ -568,7 +607,7 @@ def _all_steps(run, s):
 def _head_seconds(learn, n=5):
     "Seconds that a batch of the head takes on activations"
     with keep_state(learn):
-        features,head = split_model(get_model(learn.model))
+        features,head = split_model(get_model(learn.model), learn.splitter)
         learn.model.eval()
         b = learn.dls.train.one_batch()
         with torch.no_grad(): x = features(*b[:learn.dls.n_inp])
@@ -587,8 +626,9 @@ def _foresee(learn, report, s, budget):
     n_iter,n_valid = len(learn.dls.train),len(learn.dls.valid)
     n = _default_epochs(n_iter) if s['head_epochs'] is None else s['head_epochs']
     first = (len(learn.dls.train_ds)+len(learn.dls.valid_ds))/learn.dls.valid.bs*secs['valid'] + 100*head
-    valid,left = n_valid*secs['valid'],math.inf if budget is None else budget-first-n*n_iter*head
-    plan = _plan(s, left, n_iter, n_valid, secs)
+    valid,left = n_valid*secs['valid'],math.inf if budget is None else budget-first
+    n = _fewer(n, left, n_iter*head)
+    plan = _plan(s, left-n*n_iter*head, n_iter, n_valid, secs)
     epochs = plan['cycle_len']*sum(s['cycle_mult']**i for i in range(plan['n_cycles']))
     def step(epochs, batch): return math.ceil(epochs),epochs*n_iter*batch + math.ceil(epochs)*valid
     rows = {1: (None,0.), 2: (None,first), 3: (n,n*n_iter*head), 4: step(plan['head_cycles'], secs['frozen']), 5: (None,0.), 6: (None,0.),
@@ -616,14 +656,14 @@ def fit_recipe(self:Learner,
     head_cycles:int=3, # Step 4: cycles of one epoch of the head with augmentation; 0: without this step
     n_cycles:int=3, # Step 8: cycles of the whole network at most; 0: without steps 5 to 8
     cycle_mult:float=2, # Step 8: each cycle is this many times as long as the one before
-    ratio:float|None=None, # Step 6: each group's lr is this many times lower than the next one's; `None`: 10 or 3, by what the head took off the loss
+    ratio:float|None=None, # Step 6: each group's lr is this many times lower than the next one's; `None`: 10, or 3 if step 3 ends above half of the loss that step 2 began with
     patience:int=1, # Step 8: cycles without a lower validation loss before training stops
-    time_budget:str|float|None=None, # How long it may take, in seconds or as '10m': steps 4 to 8 are planned for it; `None`: no clock
+    time_budget:str|float|None=None, # Time for the whole call, in seconds or as '90s', '10m', '1h30m'; `None`: no clock. With one, step 3 gets at most a quarter of it, and step 8 is one cycle that ends with the time, in place of step 4 and whatever `cycle_mult` and `patience` are; step 7 is done if it takes less than a tenth. Too little for an epoch of the whole network: step 4 in place of 5 to 8
     dry_run:bool=False, # Train nothing: time a few batches, and return what the steps would take
-    resume:bool=False, # Go on with the last recipe in the Learner's folder if it was broken off; the arguments and the Learner must be as they were
+    resume:bool=False, # Go on with the last recipe in the Learner's folder if it was broken off; begin if there is none; ValueError if it was finished, or if the arguments or the Learner are not as they were
     *,
     head_lr:float|None=None, # Lr of steps 3 and 4; `None`: found in step 2
-    lr:float|None=None, # Lr of the last group in step 8; `None`: found in step 7
+    lr:float|None=None, # Lr of the last group in step 8; `None`: that of step 7, or without step 7 half the Learner's `lr`, and no more than that of step 3
     freeze_stats:bool=True, # Keep the body's BatchNorm statistics in steps 7 and 8 too; `False` for a body that was not pretrained
     then=None, # Function of the report that is called in the end, such as one that saves it: a run that is broken off in it counts as not finished
 )->RecipeReport: # Each step's lr, epochs, time, losses, metric, and the curves
@@ -632,16 +672,18 @@ def fit_recipe(self:Learner,
         lr=lr, freeze_stats=freeze_stats)
     check_recipe(**s, time_budget=time_budget)
     if num_distrib()>1: raise ValueError("`fit_recipe` runs in one process: call `fit_sgdr` and `precompute` yourself within `distrib_ctx`")
+    _check_sets(self)
     budget,begun = _as_seconds(time_budget),time.monotonic()
     settings = dict(s, time_budget=time_budget, bs=self.dls.bs, device=str(self.dls.device))
     report = RecipeReport(settings, _versions(), self.metrics[0].name if len(self.metrics) else None)
     with _frozen_for_good(self):
-        old = _old_notes(self, s) if resume else None
+        asked = dict(s, time_budget=budget)
+        old = _old_notes(self, asked) if resume else None
         if old is None: _check_budget(self, budget)
         if dry_run:
             _foresee(self, report, s, budget)
             return report
-        run = _Run(self, report, _new_notes(self, s) if old is None else old, budget)
+        run = _Run(self, report, _new_notes(self, asked) if old is None else old, budget)
         run.begun = begun
         with _told(run): _all_steps(run, s)
     with _told(run):
@@ -660,4 +702,4 @@ def score_test(
     dl = learn.dls.test_dl(items, bs=learn.dls.bs)
     preds = (learn.snapshot_preds(report.ensemble['name'], dl=dl) if report.ensemble else learn.get_preds(dl=dl))[0]
     scores = _scores(learn, preds.float(), targs)
-    report.test = dict(pictures=len(items), loss=scores.pop('valid_loss'), **scores)
+    report.test = dict(pictures=len(items), loss=scores.pop('valid_loss'), **{k: _real(v) for k,v in scores.items() if _real(v) is not None})

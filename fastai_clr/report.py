@@ -89,8 +89,8 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } d
 {% if r.finished and final %}<p><span class="big">{{ '%.2f%%' % (100*final.metric) if percent else '%.4f' % final.metric }}</span> {{ r.metric_name }} on the validation set, after {{ '%.0f' % seconds }} seconds</p>
 {% elif not r.finished %}<p class="big">Not finished</p><p>The run was stopped: this page holds the steps that were done.</p>{% endif %}
 {% if r.stopped %}<p class="note">Step 8 {{ r.stopped }}.</p>{% endif %}
-{% if r.ensemble %}<p class="note">The result is that of an ensemble of {{ r.ensemble.n }} models (snapshots {{ r.ensemble.name }}); the best single model is that of {{ r.kept }}.</p>
-{% elif r.kept %}<p class="note">The model is that of {{ r.kept }}.</p>{% endif %}
+{% if r.ensemble %}<p class="note">The result is an ensemble of {{ r.ensemble.n }} models (snapshots {{ r.ensemble.name }}); the best single model: {{ r.kept }}.</p>
+{% elif r.kept %}<p class="note">The model that was kept: {{ r.kept }}.</p>{% endif %}
 {% if r.test %}<p>On the test set of {{ '{:,}'.format(r.test.pictures) }} pictures, scored once: {% for k,v in r.test.items() if k!='pictures' %}{{ k }} <b>{{ '%.4f' % v }}</b>{{ '' if loop.last else ', ' }}{% endfor %}</p>{% endif %}
 <h2>The steps</h2>
 <div class="wide"><table><thead><tr><th class="n">step</th><th>what</th><th>lr</th><th class="n">epochs</th><th class="n">seconds</th><th class="n">train loss</th><th class="n">valid loss</th><th class="n">{{ r.metric_name or 'metric' }}</th></tr></thead><tbody>

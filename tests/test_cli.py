@@ -10,6 +10,7 @@ from fastcore.script import anno_parser
 from fastai.losses import BCEWithLogitsLossFlat, MSELossFlat
 from fastai_clr import cli
 from fastai_clr.activations import MANIFEST, list_stores
+from fastai_clr.recipe import RecipeReport
 from pictures import listing, some
 
 exe,predict_exe,stores_exe = (Path(sys.executable).with_name(o) for o in ('clr_train','clr_predict','clr_stores'))
@@ -251,6 +252,23 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(digits, weights, tmp_p
     before = listing(out)
     rc,stdout,err = clr_train_here(*cmd[1:], '--resume')
     assert rc==0 and stdout==f'{out} is finished: nothing is left to do\n' and listing(out)==before, err
+    rc,stdout,err = clr_train_here(*cmd[1:], '--resume', '--json')
+    said = json.loads(stdout)
+    assert rc==0 and said['out']==str(out) and said['steps']==now['steps'] and said['kept']==('ensemble' if now['ensemble'] else now['kept']) and listing(out)==before, err
+    assert clr_train_here(*cmd[1:], '--resume', '--quiet')[:2]==(0,'') and listing(out)==before
+
+def test_json_of_a_training_that_diverged():
+    r = RecipeReport({}, {}, steps=[dict(step=3, seconds=1., valid_loss=float('nan'), metric=float('inf'))], kept='step 3')
+    def refuse(o): raise AssertionError(f'{o} is no JSON')
+    said = json.loads(cli._as_json('runs', r), parse_constant=refuse)
+    assert said['valid_loss'] is None and said['metric'] is None and said['steps'][0]['valid_loss'] is None
+
+def test_a_test_set_of_one_class(digits, weights, tmp_path):
+    test = some(digits, tmp_path/'test', 20)
+    for o in test.iterdir():
+        if o.name!='3': shutil.rmtree(o)
+    rc,_,err = clr_train_here(digits, '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--size', 32, '--test', test, '--dry-run', '--out', tmp_path/'out')
+    assert rc==0, err
 
 @pytest.fixture
 def csv_of_two(digits):

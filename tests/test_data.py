@@ -1,5 +1,5 @@
 "From folders and CSVs to checked DataLoaders; the demo's pictures and weights; what is refused, and how"
-import pickle, re, sys
+import pickle, re, sys, warnings
 from collections import Counter
 from pathlib import Path
 from urllib.error import URLError
@@ -14,7 +14,8 @@ from huggingface_hub.utils import LocalEntryNotFoundError
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 import fastai_clr.precompute   # chkstyle: ignore (it patches Learner)
-from fastai_clr.data import demo_pictures, demo_weights, find_arch, find_pictures, pick_device, picture_dls, picture_learner
+from hypothesis import given, strategies as st
+from fastai_clr.data import _known, demo_pictures, demo_weights, find_arch, find_pictures, pick_device, picture_dls, picture_learner
 from pictures import listing, quiet, small, some
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*deprecated')
@@ -277,7 +278,7 @@ def test_split_depends_on_the_seed_alone(digits):
     set_seed(2)
     assert a==split_of(dls_of(digits, seed=3, bs=7, size=8)) and a!=split_of(dls_of(digits, seed=4))
 
-@pytest.mark.parametrize('n,valid_pct,want', [((2,2), .5, (2,2)), ((2,2), .3, (3,1)), ((3,1), .4, (3,1)), ((1,1,1), .4, (2,1)), ((5,1), .2, (5,1))])
+@pytest.mark.parametrize('n,valid_pct,want', [((2,2), .5, (2,2)), ((2,2), .3, (3,1)), ((3,1), .4, (3,1)), ((5,1), .2, (5,1))])
 def test_tiny_sets(tree, n, valid_pct, want):
     path = tree(*[f'{c}/{i}.png' for c,k in zip('abc', n) for i in range(k)])
     dls = dls_of(path, valid_pct=valid_pct)
@@ -288,6 +289,56 @@ def test_a_class_of_one_picture_is_trained_on(tree):
     for seed in range(5):
         with pytest.warns(UserWarning, match='2 classes have one picture, which is used for training.*: c, d$'): dls = dls_of(path, valid_pct=.4, seed=seed)
         assert {'c','d'}<={o.parent.name for o in dls.train.items} and not {'c','d'}&{o.parent.name for o in dls.valid.items} and len(dls.valid_ds)==10
+
+@pytest.mark.parametrize('n_classes,n', [(20,2),(12,3)])
+def test_no_class_is_for_validation_alone(tree, n_classes, n):
+    "Where there are too few pictures to split by shares; every batch can be made"
+    path,moved = tree(*[f'{k:02}/{i}.png' for k in range(n_classes) for i in range(n)]),[]
+    for seed in range(8):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            dls = dls_of(path, seed=seed)
+        moved += [int(m[1]) for w in said if (m := re.match(r'(\d+) pictures drawn for validation are used for training', str(w.message)))]
+        parts = [{o.parent.name for o in dl.items} for dl in dls]
+        assert len(parts[0])==n_classes and parts[1]<=parts[0] and sum(1 for _ in dls.valid)>0 and len(dls.valid_ds)>=n_classes*n//5-max(moved, default=0)
+    assert moved, 'nothing was put to the test'
+
+def test_no_label_is_for_validation_alone(tree):
+    "Where pictures have several"
+    f = tree(*[f'{i}.png' for i in range(10)])/'labels.csv'
+    f.write_text('file,label\n'+''.join(f'{i}.png,all;only{i}\n' for i in range(8))+'8.png,all\n9.png,all\n')
+    for seed in range(8):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            try: dls = dls_of(f, label_delim=';', valid_pct=.3, bs=2, seed=seed)
+            except ValueError as e:
+                assert 'no class has pictures enough' in str(e)
+                continue
+        assert len(dls.vocab)==9 and {o.name for o in dls.valid.items}<={'8.png','9.png'} and sum(1 for _ in dls.valid)==1
+
+@given(labels=st.lists(st.one_of(st.sampled_from('abcd'), st.lists(st.sampled_from('abcd'), max_size=3)), min_size=1, max_size=12), data=st.data())
+def test_items_for_validation_that_stay_there(labels, data):
+    "Their labels are all in training, and no more are moved than have one that was not"
+    valid = data.draw(st.lists(st.integers(0, len(labels)-1), unique=True, max_size=len(labels)))
+    try: kept = _known(labels, valid)
+    except ValueError: kept = []
+    train = [i for i in range(len(labels)) if i not in kept]
+    def of(idxs): return {l for i in idxs for l in labels[i]}
+    assert of(kept)<=of(train) and [i for i in valid if i in kept]==kept
+    assert len(valid)-len(kept)<=len(of(valid)-of(set(range(len(labels)))-{*valid}))
+
+def test_one_picture_for_training(tree):
+    f = tree('1.png', '2.png')/'labels.csv'
+    f.write_text('file,label\n1.png,a\n2.png,a\n')
+    with pytest.raises(ValueError, match='leaves 1 picture for training: at least 2'): dls_of(f, label_delim=';', valid_pct=.5)
+
+@pytest.mark.parametrize('exif', [b'MM\0*', b'II*\0', b'MM', b'\0'*40, b'Exif', b'II+\0\x08\0\0\0'])
+def test_damaged_exif(tree, recwarn, exif):
+    "fastai doesn't read it: the picture is as good as any"
+    path = tree('a/1.png', 'b/1.png')
+    Image.new('RGB', (8,8)).save(path/'a/2.png', exif=exif)
+    Image.new('RGB', (8,8)).save(path/'b/2.jpg', exif=b'Exif\0\0'+exif, dpi=(72,72))
+    assert len(find_pictures(path).files)==4 and not recwarn.list
 
 def test_pictures_in_both_parts_are_counted(tree, png, recwarn):
     import io
@@ -303,10 +354,10 @@ def test_pictures_in_both_parts_are_counted(tree, png, recwarn):
     with pytest.warns(UserWarning, match='^2 of 7 pictures for validation are in the training set too, such as (1|9).png'): dls_of(path)
 
 @pytest.mark.parametrize('n,kw,says', [((1,1), {}, '`valid_pct` of 0.2 leaves no picture for validation out of 2'), ((1,1), dict(valid_pct=.5),
-    '1 picture for training: at least 2'),
-    ((5,5), dict(valid_pct=.05), 'for validation out of 10')])
+    'no class has pictures enough to be in training and in validation, out of 2'),
+    ((1,1,1), dict(valid_pct=.4), 'no class has pictures enough to be in training and in validation, out of 3'), ((5,5), dict(valid_pct=.05), 'for validation out of 10')])
 def test_too_few_pictures(tree, n, kw, says):
-    path = tree(*[f'{c}/{i}.png' for c,k in zip('ab', n) for i in range(k)])
+    path = tree(*[f'{c}/{i}.png' for c,k in zip('abc', n) for i in range(k)])
     with pytest.raises(ValueError, match=says): dls_of(path, **kw)
 
 @pytest.mark.parametrize('kw', [dict(size=0), dict(size=-3), dict(size=1.5), dict(size=True), dict(size='16'), dict(size=(16,16)), dict(bs=0), dict(bs=None),

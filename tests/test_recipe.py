@@ -1,21 +1,28 @@
 "The eight steps on real pictures"
 import copy, json
+from types import SimpleNamespace
 import pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
-from fastai.callback.core import Callback
-from fastai.data.block import DataBlock, MultiCategoryBlock
-from fastai.data.transforms import RandomSplitter, get_image_files
-from fastai.metrics import accuracy
+from fastai.callback.core import CancelFitException, Callback
+from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock
+from fastai.data.transforms import RandomSplitter, get_image_files, parent_label
+from fastai.layers import ConvLayer
+from fastai.learner import Learner, mk_metric
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import F1Score, accuracy
 from fastai.text.learner import text_classifier_learner
 from fastai.text.data import TextDataLoaders
 from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config
-from fastai.torch_core import set_seed
+from fastai.torch_core import params, set_seed
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
 import fastai_clr.report   # adds `save`; chkstyle: ignore
 from fastai_clr.data import picture_dls, picture_learner
-from fastai_clr.recipe import RecipeInterrupted, RecipeReport, _as_seconds, _before_blowup, _lr_text, _new_notes, _Notes, _OnTime, _plan, _Run, score_test
+from fastai_clr.recipe import RecipeInterrupted, RecipeReport, score_test
+from fastai_clr.recipe import _as_seconds, _before_blowup, _lr_text, _new_notes, _Notes, _OnTime, _plan, _probabilities, _Run
 import numpy as np
+from fastcore.foundation import L
+from torch import nn
 from learners import learner
 
 SHORT = dict(head_epochs=1, head_cycles=1, n_cycles=2, ratio=5)
@@ -101,7 +108,7 @@ def test_ctrl_c_keeps_the_finished_steps(digits, weights, tmp_path):
     assert e.value.step==4 and [o['step'] for o in e.value.report.steps]==[1,2,3] and not e.value.report.finished
     assert learn.train_bn and [o.name for o in learn.cbs if o.name!='progress']==[o for o in before if o!='progress']
 
-@pytest.mark.parametrize('name,value', [('head_epochs',-1), ('head_cycles',1.5), ('n_cycles',True), ('patience',-1), ('ratio',.5), ('cycle_mult',0), ('ratio','3'), ('lr',0), ('head_lr','1e-3'),
+@pytest.mark.parametrize('name,value', [('head_epochs',-1), ('head_cycles',1.5), ('n_cycles',True), ('patience',-1), ('ratio',.5), ('cycle_mult',0), ('ratio','3'), ('cycle_mult',1.5), ('lr',0), ('head_lr','1e-3'),
     ('time_budget','soon'), ('time_budget',-3), ('time_budget','10 min'), ('time_budget',True)])
 def test_bad_arguments(done, name, value):
     with pytest.raises(ValueError, match=f'`{name}` must be .* got {value!r}'): done[0].fit_recipe(**{name: value})
@@ -122,11 +129,96 @@ def test_a_report_without_a_judgement(digits, weights, tmp_path, monkeypatch):
     assert r.finished and len(r.steps)==8 and not r.confusion
     assert r.best['valid_loss']==min(o['valid_loss'] for o in r.steps if 'valid_loss' in o) and r.kept.startswith(f"step {r.best['step']}")
 
+def test_the_best_of_what_was_written_is_kept(digits, weights, tmp_path, monkeypatch):
+    "Where models can't be compared, not the last cycle but the best, by the losses written down with each"
+    learn = make_learner(digits, weights, tmp_path)
+    def fail(run):
+        info = tmp_path/'models/snapshots/recipe1-step8/cycle-000.json'
+        info.write_text(json.dumps({**json.loads(info.read_text()), 'valid_loss': 1e-3}))
+        raise OSError('a picture is gone')
+    monkeypatch.setattr('fastai_clr.recipe._choose', fail)
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='a picture is gone'): r = learn.fit_recipe(**{**SHORT, 'patience': 2})
+    of = [torch.load(tmp_path/f'models/snapshots/recipe1-step8/cycle-00{i}.pth', weights_only=True) for i in range(2)]
+    same = [all(torch.equal(v, o[k]) for k,v in learn.model.state_dict().items()) for o in of]
+    assert r.kept=='step 8, cycle 1' and same==[True,False]
+
 def test_the_best_of_steps_that_were_not_compared():
     "That of the step whose model was kept, not the last one"
     steps = [dict(step=3, valid_loss=.5, metric=.8), dict(step=4, valid_loss=.4, metric=.9), dict(step=8, valid_loss=.6, metric=.7)]
     assert RecipeReport({}, {}, steps=steps, kept='step 4').best['metric']==.9 and RecipeReport({}, {}, steps=steps).best['metric']==.7
     assert RecipeReport({}, {}).best is None
+
+@pytest.mark.parametrize('loss', [torch.nn.CrossEntropyLoss(),torch.nn.functional.cross_entropy], ids=['module','function'])
+def test_mistakes_with_a_loss_of_torchs(digits, weights, tmp_path, loss):
+    "Which leaves predictions as they come out of the network"
+    learn = make_learner(digits, weights, tmp_path)
+    learn.loss_func = loss
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(head_epochs=1, head_cycles=0, n_cycles=0)
+    logits,targs = learn.get_preds()
+    losses = torch.nn.functional.cross_entropy(logits, targs, reduction='none')[logits.argmax(1)!=targs].sort(descending=True).values[:12]
+    assert [o['loss'] for o in r.mistakes]==pytest.approx(losses.tolist(), rel=1e-4) and all(.1<=o['prob']<=1 for o in r.mistakes) and len(losses)==12
+
+@pytest.mark.parametrize('preds,known', [([[.2,.8],[1,0]], True), ([[-1,2.],[1,0]], False), ([[.2,.9],[1,0]], False), ([[float('nan'),.8],[1,0]], False)])
+def test_what_are_no_probabilities(preds, known):
+    assert (_probabilities(SimpleNamespace(loss_func=None), torch.tensor(preds)) is not None)==known
+
+@pytest.mark.parametrize('metrics', [[accuracy,F1Score(average=None)],[F1Score(average=None)]], ids=['second','first'])
+def test_a_metric_with_a_value_a_class(digits, weights, tmp_path, metrics):
+    "It is shown nowhere, and stops nothing"
+    learn = make_learner(digits, weights, tmp_path)
+    learn.metrics = L(metrics).map(mk_metric)
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(head_epochs=1, head_cycles=0, n_cycles=1)
+    assert r.finished and all(o['f1_score'] is None for o in r.epochs) and ('accuracy' in r.epochs[0])==(len(metrics)==2)
+    assert (r.best['metric'] is not None)==(len(metrics)==2) and 'step' in repr(r)
+    score_test(learn, r, learn.dls.valid_ds.items, torch.tensor([learn.dls.vocab.o2i[o.parent.name] for o in learn.dls.valid_ds.items]))
+    assert 'f1_score' not in r.test and r.save(tmp_path/'report').exists()
+
+def test_metrics_of_the_training_set(digits, weights, tmp_path):
+    "They stand between the losses, and are not taken for one"
+    learn = make_learner(digits, weights, tmp_path)
+    learn.recorder.train_metrics = True
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(head_epochs=1, head_cycles=1, n_cycles=1)
+    losses = {o['name']: o for o in r.candidates}
+    for k in (3,4,8): assert [r.steps[k-1][o] for o in ('valid_loss','metric')]==pytest.approx([losses[f'step {k}'][o] for o in ('valid_loss','metric')], rel=1e-4)
+    assert {'train_accuracy','accuracy','valid_loss'}<=r.epochs[-1].keys() and r.save(tmp_path/'report').exists()
+
+def test_an_lr_that_is_a_slice(digits, weights, tmp_path):
+    learn = make_learner(digits, weights, tmp_path)
+    learn.lr = slice(1e-5, 4e-4)
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(head_epochs=1, head_cycles=0, n_cycles=1, head_lr=1e-2, time_budget=1e4)
+    assert max(o['lr'] for o in r.batches if o['step']==8)==pytest.approx(2e-4)
+
+def test_a_model_of_many_parts(digits, tmp_path):
+    "The splitter says where its head begins"
+    set_seed(0)
+    dls = picture_dls(digits, size=16, bs=32, flip=False)
+    model = nn.Sequential(ConvLayer(3, 8, stride=2), ConvLayer(8, 16, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, splitter=lambda m: [params(m[:4]),params(m[4])], path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(head_epochs=1, head_cycles=1, n_cycles=1)
+    assert r.finished and len(r.steps)==8
+
+def test_a_model_that_cannot_be_cut(digits, tmp_path):
+    "It leaves nothing behind"
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 16), nn.Linear(16, 10))
+    learn = Learner(picture_dls(digits, size=16, bs=32), model, loss_func=CrossEntropyLossFlat(), path=tmp_path)
+    with pytest.raises(TypeError, match="can't tell where the head"): learn.fit_recipe()
+    assert not [o for o in tmp_path.rglob('*') if o.is_file()]
+
+class EndEarly(Callback):
+    order = -9
+    def after_loss(self): raise CancelFitException()
+
+@pytest.mark.parametrize('kw', [dict(dry_run=True), dict(time_budget='1h'), {}], ids=str)
+def test_nothing_to_train_on_or_to_choose_by(digits, weights, tmp_path, kw):
+    "One sentence, at once"
+    def learner(splitter, bs, **more):
+        block = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=splitter, item_tfms=Resize(16))
+        return picture_learner(block.dataloaders(digits, path=digits, bs=bs, num_workers=0), 'tf_efficientnet_lite0', path=tmp_path, weights=weights, **more)
+    with pytest.raises(ValueError, match='validation set is empty'): learner(RandomSplitter(0.), 32).fit_recipe(**kw)
+    with pytest.raises(ValueError, match='160 items at `bs` of 200'): learner(RandomSplitter(.2), 200).fit_recipe(**kw)
+    if kw.get('dry_run'):
+        learn = learner(RandomSplitter(.2), 32, cbs=EndEarly())
+        with learn.no_bar(), pytest.raises(ValueError, match='no batch can be timed'): learn.fit_recipe(**kw)
 
 def test_several_labels_and_no_metric(digits, weights, tmp_path):
     set_seed(0)
@@ -179,7 +271,7 @@ def test_the_best_step_is_kept(digits, weights, tmp_path, monkeypatch):
     kept = next(o for o in r.candidates if o['name']==r.kept)
     assert loss==pytest.approx(kept['valid_loss'], rel=1e-5) and acc==pytest.approx(kept['metric'])
     page = r.save(tmp_path/'report').read_text()
-    assert f"model is that of {r.kept}" in page and f"{(r.ensemble or kept)['metric']:.2%}" in page
+    assert f"The model that was kept: {r.kept}" in page and f"{(r.ensemble or kept)['metric']:.2%}" in page
 
 def test_the_candidate_of_the_lowest_loss_is_kept(done):
     r = done[1]
@@ -211,7 +303,7 @@ def test_an_ensemble_that_is_best(digits, weights, tmp_path, monkeypatch):
 
 # A clock
 
-@pytest.mark.parametrize('text,secs', [('90s',90), ('10m',600), ('1h30m',5400), ('1.5m',90), (45,45), (.5,.5), (' 2M ',120), ('1h 5s',3605)])
+@pytest.mark.parametrize('text,secs', [('90s',90), ('10m',600), ('1h30m',5400), ('1.5m',90), (45,45), (.5,.5), ('600',600), (' 2M ',120), ('1h 5s',3605)])
 def test_times(text, secs): assert _as_seconds(text)==secs
 
 a_batch = st.floats(1e-3, 10)   # seconds
@@ -292,6 +384,11 @@ def test_the_clock_goes_on_after_a_break(tmp_path):
     assert len(first)==15 and first==pytest.approx(np.arange(15)*39/20, abs=.51)
     assert len(second)==6 and second[0]==pytest.approx(first[9]+1, abs=1) and second[1:]==pytest.approx(np.linspace(second[0], 39, 6)[1:], abs=1)
 
+def test_no_time_and_no_head(digits, weights, tmp_path, monkeypatch):
+    learn = make_learner(digits, weights, tmp_path)
+    monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: dict(whole=1e6, frozen=1e6, valid=.001))
+    with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match='`time_budget` of 1000 s is too little for an epoch, and `head_epochs` is 0'): learn.fit_recipe(head_epochs=0, time_budget=1000)
+
 def test_a_clock_too_short(digits, weights, tmp_path):
     learn = make_learner(digits, weights, tmp_path)
     with pytest.raises(ValueError, match=r"`time_budget` of 0.001 s is too little: the pass over all 200 items takes about .* give at least \d+ s"): learn.fit_recipe(time_budget=.001)
@@ -308,6 +405,15 @@ def test_a_dry_run_does_nothing(digits, weights, tmp_path):
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items()) and torch.equal(rng, torch.get_rng_state()) and not list(tmp_path.rglob('*'))
     with learn.no_bar(): r = learn.fit_recipe(dry_run=True, n_cycles=0, head_cycles=2)
     assert [o['step'] for o in r.steps]==[1,2,3,4]
+
+def test_a_dry_run_knows_the_clock(digits, weights, tmp_path, monkeypatch):
+    "The head gets a quarter of the time that is left after the pass, and the whole network the rest"
+    learn = make_learner(digits, weights, tmp_path)
+    monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: dict(whole=20., frozen=1., valid=.001))
+    monkeypatch.setattr('fastai_clr.recipe._head_seconds', lambda learn: 5.)
+    with learn.no_bar(): r = learn.fit_recipe(dry_run=True, time_budget=1500, lr=1e-3)
+    secs = {o['step']: o['seconds'] for o in r.steps}
+    assert secs[2]==pytest.approx(500, abs=1) and secs[3]==10*5*5 and .94*1500<sum(secs.values())<1500
 
 # Steps left out
 
@@ -398,10 +504,22 @@ def test_seconds_of_a_step_broken_off_count(done, tmp_path):
     with learn.no_logging(), again.step(4) as now: pass
     assert now['seconds']==row['seconds']
 
+def test_time_counts_after_a_kill(digits, weights, tmp_path, monkeypatch):
+    "The notes hold what an epoch of step 8 took, while that step is not finished"
+    learn,pace,seen = make_learner(digits, weights, tmp_path),Pace(lambda n: 120),[]
+    class Look(Callback):
+        def before_epoch(self):
+            if not self.opt.frozen_idx and self.epoch==1: seen.append(json.loads((tmp_path/'models/resume/recipe1.json').read_text()))
+    monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: dict(whole=120., frozen=1., valid=.001))
+    monkeypatch.setattr('fastai_clr.recipe.time', pace)
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs([pace,Look()]): learn.fit_recipe(time_budget=2000, lr=1e-3)
+    assert [(o['spent'],o['part 8']) for o in seen]==[(600,600)]
+
 def test_what_cannot_go_on(digits, weights, tmp_path):
     learn = make_learner(digits, weights, tmp_path)
     with learn.no_bar(), learn.no_logging(), pytest.raises(RuntimeError, match='cut'), learn.added_cbs(StopAt(0)): learn.fit_recipe(**SHORT)
     with pytest.raises(ValueError, match='was begun otherwise: head_cycles: 1 became 2'): learn.fit_recipe(**{**SHORT, 'head_cycles': 2}, resume=True)
+    with pytest.raises(ValueError, match='was begun otherwise: time_budget: None became 600.0'): learn.fit_recipe(**SHORT, time_budget='10m', resume=True)
     other = make_learner(digits, weights, tmp_path)
     with torch.no_grad(): next(other.model[0].parameters()).mul_(2)
     with pytest.raises(ValueError, match='the body of the model is not the one'): other.fit_recipe(**SHORT, resume=True)

@@ -283,9 +283,15 @@ def test_overwrite_deletes_results_only(short_args, short, tmp_path):
     (out/'models/snapshots/recipe9-step3').symlink_to(mine, target_is_directory=True)
     (out/'own').mkdir()
     (out/'own/export.pkl').write_text('keep me')
+    others = [out/o for o in ('figures/mine.png','figures/lr_mine.png','models/resume/recipe_mine/x.pth','models/snapshots/recipe_mine-step1/x.pth')]
+    for o in others:
+        o.parent.mkdir(exist_ok=True)
+        o.write_text('keep me')
     p = Train(tmp_path/'log', *short_args, out, '--overwrite')
     assert p.wait()==0, p.err()
-    assert (mine/'precious.txt').read_text()==(out/'own/export.pkl').read_text()=='keep me' and equal(result(out), short)
+    assert {o.read_text() for o in (mine/'precious.txt',out/'own/export.pkl',*others)}=={'keep me'}
+    (out/'models/snapshots/recipe_mine-step1/x.pth').unlink()   # which `result` would take for one of the run's
+    assert equal(result(out), short)
 
 # Clocks
 
@@ -341,6 +347,6 @@ def test_begun_anew_when_the_notes_are_deleted(args, unbroken, broken_off, tmp_p
 def test_tampered_report(text, tmp_path):
     "A run whose report can't be read is not taken for finished"
     for o in ('report.json','export.pkl'): (tmp_path/o).write_text(text)
-    assert not job.cli._is_finished(tmp_path)
+    assert job.cli._finished(tmp_path) is None
     (tmp_path/'report.json').write_text('{"finished": true}')
     assert job.cli._is_finished(tmp_path)
