@@ -348,5 +348,5 @@ def test_tampered_report(text, tmp_path):
     "A run whose report can't be read is not taken for finished"
     for o in ('report.json','export.pkl'): (tmp_path/o).write_text(text)
     assert job.cli._finished(tmp_path) is None
-    (tmp_path/'report.json').write_text('{"finished": true}')
-    assert job.cli._is_finished(tmp_path)
+    (tmp_path/'report.json').write_text('{"finished": true, "settings": {}, "versions": {}}')
+    assert job.cli._finished(tmp_path).finished
