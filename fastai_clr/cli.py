@@ -42,7 +42,7 @@ def _sentences(name):
     except KeyboardInterrupt as e: _exit(130, f'\n{name}: stopped. {e}'.rstrip())
     except (ValueError,OSError,ImportError) as e: _exit(1, f'{name}: {e}')
     except RuntimeError as e:
-        if type(e).__name__=='OutOfMemoryError': _exit(1, f'{name}: the GPU has too little memory: pass a lower --bs or --size')
+        if type(e).__name__=='OutOfMemoryError': _exit(1, f"{name}: the GPU has too little memory: pass a lower --bs{' or --size' if name=='clr_train' else ''}")
         if 'inline_container' in str(e): _exit(1, f'{name}: a file could not be written, as the disk takes no more')   # torch's word for it
         raise
 
@@ -311,7 +311,7 @@ def _labels(vocab, ps, thresh):
     return vocab[int(ps.argmax())] if thresh is None else ';'.join(o for o,p in zip(vocab, ps.tolist()) if p>thresh)
 
 def _write_csv(out, root, files, vocab, probs, thresh=None):
-    with _replacing(out) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
+    with _replacing(out) as tmp, open(tmp, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:   # names as they are on the disk
         w = csv.writer(f)
         w.writerow(['file','label',*(f'p_{o}' for o in vocab)])
         for file,ps in zip(files, probs):
@@ -325,10 +325,11 @@ def _load(model, device):
     from fastai.learner import load_learner
     if not model.is_file(): raise FileNotFoundError(f"{model} doesn't exist: it must be the export.pkl that clr_train wrote")
     try: learn = load_learner(model, cpu=device=='cpu')
+    except UnboundLocalError as e: raise ImportError(f"{model} can't be opened, as a package that it was made with is missing here, such as timm") from e   # fastai's slip
     except Exception as e: raise ValueError(f"{model} can't be opened as an exported Learner ({type(e).__name__}: {e})") from e
     vocab,decodes = getattr(learn.dls, 'vocab', None),getattr(learn.loss_func, 'decodes', None)
     kind = decodes(torch.tensor([[1.,2.]])) if vocab and decodes is not None else None
-    if kind is None or kind.shape!=(1,) and kind.dtype!=torch.bool: raise ValueError(f"{model} is no classifier, which is what clr_predict is for")
+    if kind is None or kind.shape!=(1,) and kind.dtype!=torch.bool or getattr(learn.loss_func, 'axis', -1)!=-1: raise ValueError(f"{model} is no classifier, which is what clr_predict is for")
     return learn,list(map(str, vocab)),None if kind.shape==(1,) else learn.loss_func.thresh
 
 @call_parse
@@ -394,6 +395,7 @@ def _schedule(kind, warmup, options):
     for k in given:
         if k not in has: raise ValueError(f"`--{k.replace('_','-')}` is not an option of {kind}: it has {', '.join('--'+o.replace('_','-') for o in has if o in options)}")
     needs = dict(n_cycles=3) if 'n_cycles' in has else dict(lr=1., n_epochs=30, **({'k': .1} if 'k' in has else {}))
+    if warmup is not None and not 0<warmup<float('inf'): raise ValueError(f"`--warmup` must be a number of epochs above 0, got {warmup}")
     sched = cls(**{**needs, **given})
     return sched if warmup is None else sched.warmup(warmup)
 

@@ -195,7 +195,8 @@ def fit_schedule(self:Learner,
 def _group_names(learn):
     "What the parameter groups hold, as `0: first module … last module`, without making an optimizer"
     names = {id(p): n.rpartition('.')[0] or n for n,p in learn.model.named_parameters()}
-    groups = L(learn.splitter(learn.model))
+    made = learn.opt or (learn.opt_func if isinstance(learn.opt_func, OptimWrapper) else None)
+    groups = L(learn.splitter(learn.model)) if made is None else L(map(list, made.param_lists))
     groups = [L(o['params'] if isinstance(o, dict) else o) for o in groups] if isinstance(groups[0], (L,list,dict)) else [groups]
     ends = [[names.get(id(o), '?') for o in (g[0],g[-1])] if len(g) else ['no parameters']*2 for g in groups]
     return [f'{i}: {a}' if a==b else f'{i}: {a} … {b}' for i,(a,b) in enumerate(ends)]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.learner import AvgLoss
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import BaseLoss, CrossEntropyLossFlat
 from fastai.optimizer import Optimizer
 from fastai.torch_core import norm_bias_params, num_distrib
 from fastprogress.fastprogress import progress_bar
@@ -29,7 +29,7 @@ from .cycles import is_finite
 from .plots import plot_grid
 from .precompute import HeadLearner, _drop_state, _free_memory, _random_states_kept
 from .schedules import CosineRestarts, Schedule
-from .snapshots import _direction
+from .snapshots import _direction, _number
 
 # %% ../nbs/09_heads.ipynb #94f5d31d
 class _Setting(NamedTuple):
@@ -77,7 +77,7 @@ def _adam_hypers(learn):
     "What fastai's Adam of a Learner is set to; `None` if its optimizer is another one"
     opt = learn.opt_func([nn.Parameter(torch.zeros(1))], lr=1.)
     names = [getattr(getattr(o, 'func', o), '__name__', '') for o in getattr(opt, 'cbs', ())]
-    is_adam = isinstance(opt, Optimizer) and names==['weight_decay','average_grad','average_sqr_grad','step_stat','adam_step']
+    is_adam = type(opt) is Optimizer and names==['weight_decay','average_grad','average_sqr_grad','step_stat','adam_step']
     return {k: opt.hypers[0][k] for k in ('mom','sqr_mom','eps')} if is_adam else None
 
 def _decays(learn, model):
@@ -387,7 +387,8 @@ def _choose(learn, model, settings, adam, data, say):
 def _seen(learn, pred, y):
     "What a metric asks of a Learner, after a batch"
     loss = learn.loss_func(pred, y)
-    return SimpleNamespace(pred=pred, y=y, yb=(y,), xb=(), loss=loss, model=learn.model, dl=learn.dls.train, to_detach=learn.to_detach, training=False)
+    of_learn = {k: getattr(learn, k) for k in ('loss_func','model','to_detach')}
+    return SimpleNamespace(pred=pred, y=y, yb=(y,), xb=(), loss=loss, dl=learn.dls.train, training=False, **of_learn)
 
 def _scores(learn, engine, data, held, alive):
     "Loss and metrics of each head on the rows `held`: a list of dicts, `None` for those that diverged"
@@ -400,7 +401,7 @@ def _scores(learn, engine, data, held, alive):
             for k,ms in mets.items():
                 seen = _seen(learn, outs[k], y)
                 for m in ms: m.accumulate(seen)
-    res = [dict(zip(['loss',*(o.name for o in learn.metrics)], (float(m.value) for m in mets[k]))) if k in mets else None for k in range(engine.n)]
+    res = [dict(zip(['loss',*(o.name for o in learn.metrics)], (_number(m.value) for m in mets[k]))) if k in mets else None for k in range(engine.n)]
     return [o if o is not None and math.isfinite(o['loss']) else None for o in res]
 
 # %% ../nbs/09_heads.ipynb #14f91ed7
@@ -478,7 +479,9 @@ def _run_grid(learn, model, settings, adam, data, held, n_epoch, say):
 
 # %% ../nbs/09_heads.ipynb #1901dca6
 def _best(rows, metric, lower):
-    "The rows from best to worst; those that diverged come last"
+    "The rows from best to worst; those that diverged come last. ValueError if `metric` is no number"
+    odd = next((r[metric] for r in rows if not isinstance(r.get(metric, math.nan), (int,float))), None)
+    if odd is not None: raise ValueError(f"`metric` must be one number, to choose by, and {metric} is {odd}: pass another")
     def key(r):
         v = r.get(metric, math.nan)
         return (1,0) if not math.isfinite(v) else (0, v if lower else -v)
@@ -501,6 +504,7 @@ def fit_grid(self:HeadLearner,
 )->pd.DataFrame: # The leaderboard, best first: lr, wd, ps, sched, seed, training loss, loss and metrics on the rows held out (`nan`: diverged)
     "Train a head for every combination, all on the same batches, in one pass over the store; score them on training rows that were held out, train the best again on all rows, and install it in this Learner, and so in the whole model. Callbacks have no part in it; with dropout, results depend on which way was the faster. After an error the head is as it was"
     self.check_fresh()
+    if isinstance(self.loss_func, (nn.Module,BaseLoss)): self.loss_func.to(self.dls.device)   # its weights, as a fit does it
     if num_distrib()>1: raise ValueError("`fit_grid` works in one process, and here are several: call it before `distrib_ctx`")
     n_epoch,n,bs = _whole('n_epoch', n_epoch, 1),len(self.dls.train.dataset),_whole('bs', self.dls.bs if bs is None else bs, 1)
     if not is_finite(held_pct) or not 0<held_pct<1: raise ValueError(f"`held_pct` must be a share of the training rows, above 0 and below 1, got {held_pct!r}")

@@ -26,7 +26,7 @@ from .cycles import batches_per_epoch, is_finite, peak_lrs
 from .fit import _group_names
 from .plots import plot_group_lrs, plot_lr_range, plot_lr_suggestions
 from .resume import _generators, keep_state
-from .snapshots import _direction
+from .snapshots import _direction, _number
 
 # %% ../nbs/06_lr_range.ipynb #9ed290c0
 _STARTS,_FALTERS,_FALLS,_LEAST = .1,.95,.1,6
@@ -109,23 +109,36 @@ def _after_step(self:_Sweep):
     self.losses.append(loss)
     self.best,self.step = min(self.best, loss),self.step+1
     next(self.bar, None)
-    if self.step in self.at: self._measure()
+    if self.step in self.at and math.isfinite(loss): self._measure()
     if not math.isfinite(loss) or self.stop_div and loss>4*self.best or self.step==len(self.sweep): raise CancelFitException()
 
 @patch
 def _measure(self:_Sweep):
     "A validation between two batches of training, which goes on as if there had been none"
     learn = self.learn
-    was,modes = {k: vars(learn).get(k) for k in _of_a_batch},[(m,m.training) for m in learn.model.modules()]
+    was,states = {k: vars(learn).get(k) for k in _of_a_batch},[(m,{k: vars(m)[k] for k in _of_a_module if k in vars(m)}) for m in learn.model.modules()]
+    recorder = getattr(learn, 'recorder', None)
     for m in self.mets: m.reset()
     self.measuring = True
+    if recorder is not None: recorder.run = False   # its metrics may not take what is not finite
     with no_random(reproducible=False): learn._do_epoch_validate(dl=self.dl_valid)
+    if recorder is not None: recorder.run = True
     self.measuring,learn.training = False,True
     vars(learn).update(was)
-    for m,v in modes: m.training = v
-    self.rows.append((self.step, *(float('nan') if m.value is None else float(m.value) for m in self.mets)))
+    for m,o in states: vars(m).update(o)
+    self.rows.append((self.step, *self._values()))
 
-_of_a_batch = 'dl iter n_iter xb yb pred loss loss_grad'.split()
+@patch
+def _values(self:_Sweep):
+    "Numbers of the metrics, the loss first: a metric of a model that gives no finite loss is none"
+    loss = self.mets[0].value if self.mets else None
+    if loss is not None and not math.isfinite(loss): return [float(loss), *[math.nan]*(len(self.mets)-1)]
+    vals = [_number(m.value) for m in self.mets]
+    odd = next((m.name for m,v in zip(self.mets, vals) if not (v is None or isinstance(v, (int,float)))), None)
+    if odd is not None: raise ValueError(f"`metric` must be a metric that is one number, and {odd} has several values: choose another")
+    return [math.nan if v is None else float(v) for v in vals]
+
+_of_a_batch,_of_a_module = 'dl iter n_iter xb yb pred loss loss_grad'.split(),('training','hidden','bs')   # the latter two are those of AWD_LSTM
 
 # %% ../nbs/06_lr_range.ipynb #8b933b5c
 def _run_sweep(learn, lrs, scale=None, valid_pct=1, **kwargs):

@@ -213,7 +213,8 @@ def plot_confusion(
     if n<=30:
         for i,j in zip(*np.nonzero(counts)):
             ax.text(j, i, int(counts[i,j]), ha='center', va='center', fontsize=8, color='white' if share[i,j]>.5 else 'black')
-    ax.set_xticks(range(n), vocab, rotation=90, fontsize=8)
-    ax.set_yticks(range(n), vocab, fontsize=8)
+    names = [str(o).encode(errors='backslashreplace').decode() for o in vocab]   # of a folder whose name is no UTF-8
+    ax.set_xticks(range(n), names, rotation=90, fontsize=8, parse_math=False)
+    ax.set_yticks(range(n), names, fontsize=8, parse_math=False)
     ax.set(xlabel='predicted', ylabel='true')
     return ax

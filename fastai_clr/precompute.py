@@ -187,7 +187,7 @@ def _pipes(dl, n_inp, train=False):
         f = getattr(dl, nm)
         if hasattr(f, 'fs'): pipes.append(f.fs)
         elif nm in vars(dl): pipes.append([Transform(f)])
-    own = [{nm: describe(vars(dl)[nm])} for nm in ('create_item','create_batch','create_batches','retain') if nm in vars(dl)]
+    own = [{nm: describe(vars(dl)[nm])} for nm in ('create_item','create_batch','create_batches','do_batch','retain') if nm in vars(dl)]
     if type(dl).__module__.split('.')[0] not in _libraries: raise CannotDescribe(f"a DataLoader of a class of its own, {type(dl).__name__}, can't be told from others")
     return [o for p in pipes for o in _describe_pipe(p, train)] + own
 
@@ -211,19 +211,27 @@ def _hash_values(tls, what):
 
 # %% ../nbs/08_precompute.ipynb #bc384dc4
 def _opens_its_item(tl):
-    "Whether the first transform that does something opens the file, and doesn't lead to another one"
+    "Whether the first transform that does something opens the file, and doesn't lead to another one: a library's does, one of somebody else's may open what it likes"
     o = tl.items[0]
     for f in tl.tfms.fs:
         was,o = o,f(o)
-        if not isinstance(o, (str,Path)): return True
+        if not isinstance(o, (str,Path)): return all(_of_library(m.implementation) for m in getattr(getattr(f, 'encodes', None), 'methods', ()))
         if str(o)!=str(was): return False
     return False
 
+def _of_library(f): return (getattr(f, '__module__', None) or '').split('.')[0] in _libraries
+
+def _one_source(items, tls):
+    "Whether all of `tls` are made from the very `items`"
+    def same(a, b): return a is b or isinstance(a, (str,Path)) and a==b
+    return all(tl.items is items or len(tl.items)==len(items) and all(map(same, tl.items, items)) for tl in tls)
+
+# %% ../nbs/08_precompute.ipynb #358297d7
 def _item_parts(ds, n_inp, root, stores, verify, bar):
     "The items of a data set as a part of the fingerprint, and as records if they are files"
     if type(ds) is TensorDataset: return {'n': len(ds), 'hash': hash_bytes(*[hash_array(o).encode() for o in ds.tensors])},None
-    if not isinstance(ds, Datasets): raise CannotDescribe(f"the items of a {type(ds).__name__} can't be told from others")
-    items = ds.items if isinstance(ds.items, (list,tuple,L)) else ()
+    if not isinstance(ds, Datasets) or not _of_library(type(ds)): raise CannotDescribe(f"the items of a {type(ds).__name__} can't be told from others")
+    items = ds.items if isinstance(ds.items, (list,tuple,L)) and _one_source(ds.items, ds.tls[:n_inp]) else ()
     if len(items) and all(isinstance(o, (str,Path)) for o in items) and os.path.isfile(items[0]) and all(_opens_its_item(tl) for tl in ds.tls[:n_inp]):
         files = [os.fspath(o) for o in items]
         records = stat_items(files, root)
@@ -231,6 +239,10 @@ def _item_parts(ds, n_inp, root, stores, verify, bar):
     if len(items) and all(isinstance(o, (np.ndarray,torch.Tensor)) for o in items):
         return {'n': len(ds), 'hash': hash_bytes(*[hash_array(o).encode() for o in items])},None
     return {'n': len(ds), 'by_value': _hash_values(ds.tls[:n_inp], 'the items')},None
+
+def _precision(learn):
+    "'fp16' or 'bf16' where a Learner has mixed precision, else `False`"
+    return learn.mixed_precision.amp_mode.value if hasattr(learn, 'mixed_precision') else False
 
 def store_parts(
     learn:Learner, # Learner of the whole model
@@ -251,7 +263,7 @@ def store_parts(
     parts['cut'] = [type(o).__name__ for o in features.children()]
     parts['transforms'] = _pipes(dl, 0 if 'by_value' in items else n_inp, view is not None)   # items by value are what the first stage makes of them
     parts['targets'] = None if type(dl.dataset) is TensorDataset else _hash_values(dl.dataset.tls[n_inp:], 'the targets')
-    parts['compute'] = dict(device=torch.device(learn.dls.device or 'cpu').type, autocast=hasattr(learn, 'mixed_precision'))
+    parts['compute'] = dict(device=torch.device(learn.dls.device or 'cpu').type, autocast=_precision(learn))
     if order!=list(range(len(order))): parts['order'] = hash_array(np.array(order))
     if view is not None: parts['view'] = dict(number=view[0], seed=view[1])
     return parts,records
@@ -267,12 +279,13 @@ def _eval_mode(m):
 
 def _bar(learn): return partial(progress_bar, leave=False) if hasattr(learn, 'progress') else iter
 
+_amp_dtypes = dict(fp16=torch.float16, bf16=torch.bfloat16)   # of fastai's callback, which leaves a CPU alone
+
 def _forward(learn, m, xb):
     "Output of `m` as the learner would compute it outside training; of several, as from text classifiers, the first. Not in inference mode: what a module keeps of a pass must serve in training too"
-    mixed = hasattr(learn, 'mixed_precision')
-    kind = xb[0].device.type
+    mixed,kind = _precision(learn),xb[0].device.type
     if kind=='cpu' or mixed and kind=='cuda': xb = [o.to(memory_format=torch.channels_last) if o.ndim==4 else o for o in xb]   # faster for convolutions on tensor cores and processors
-    with torch.no_grad(), torch.autocast(kind) if mixed else nullcontext(): out = m(*xb)
+    with torch.no_grad(), torch.autocast(kind, _amp_dtypes[mixed]) if mixed and kind=='cuda' else nullcontext(): out = m(*xb)
     return out[0] if isinstance(out, tuple) else out
 
 # %% ../nbs/08_precompute.ipynb #7358f6ce

@@ -339,7 +339,7 @@ class _OnTime(Callback):
         if n==1 and batch<last: self.over,cs.place.stop,cs.total = True,batch+1,batch+1   # this batch is the cycle's last
 
     def after_epoch(self):
-        self.note()
+        with suppress(OSError): self.note()   # a disk that is full ends no training
         if self.over: raise CancelFitException()
 
 # %% ../nbs/11_recipe.ipynb #c6f270c7
@@ -464,8 +464,10 @@ def _choose(run):
     return top['preds'],targs
 
 # %% ../nbs/11_recipe.ipynb #44952f90
-def _written_loss(file):
-    v = json.loads(file.with_suffix('.json').read_text(encoding='utf-8'))['valid_loss']
+def _written_loss(report, name, file):
+    "Validation loss of a snapshot; one in the middle of an epoch has none of its own, and is what its step ended with"
+    info = json.loads(file.with_suffix('.json').read_text(encoding='utf-8'))
+    v = info['valid_loss'] if 'valid_loss' in info else next(o['valid_loss'] for o in report.steps if name.startswith(f"step {o['step']}"))
     return math.inf if v is None or math.isnan(v) else v
 
 def _finish(run):
@@ -474,7 +476,7 @@ def _finish(run):
     try: _judge(report, learn, *_choose(run))
     except Exception as e:
         if report.kept is None:   # by what was written down with each, the last of those that are alike
-            report.kept,file = min(run.models[::-1], key=lambda o: _written_loss(o[1]))
+            report.kept,file = min(run.models[::-1], key=lambda o: _written_loss(report, *o))
             get_model(learn.model).load_state_dict(torch.load(file, map_location='cpu', weights_only=True))
         warnings.warn(f"the report is without confusion matrix and mistakes: {e}")
     report.finished = True
@@ -513,6 +515,7 @@ def check_recipe(
 def _check_sets(learn):
     "ValueError if there is nothing to train on, or nothing to choose the model by"
     batches_per_epoch(learn)
+    if not learn.recorder.valid_metrics: raise ValueError("the recipe chooses by the validation loss, and the Learner's recorder has `valid_metrics=False`: set it to True")
     if len(learn.dls.loaders)<2 or not len(learn.dls.valid): raise ValueError("the validation set is empty, and the recipe chooses by it: make DataLoaders with one")
 
 def _check_stores(run, head):

@@ -173,5 +173,5 @@ def save(self:RecipeReport,
     for name,_,_,png in figs: _write(folder/'figures'/f'{name}.png', png)
     _write(folder/'report.json', json.dumps(_finite(numbers), indent=1).encode())
     _write(folder/'history.csv', pd.DataFrame(self.epochs, columns=None if self.epochs else ['step','epoch','batches','train_loss','valid_loss']).to_csv(index=False).encode())
-    _write(folder/'report.html', render(self, figs).encode())
+    _write(folder/'report.html', render(self, figs).encode(errors='backslashreplace'))   # names that are no UTF-8
     return folder/'report.html'

@@ -13,6 +13,7 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from copy import copy, deepcopy
 from enum import Enum
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 import numpy as np, pandas as pd, torch
@@ -362,16 +363,23 @@ def _describe_set(dl):
     return dict(items=n, bs=getattr(dl, 'bs', getattr(dl, 'batch_size', None)), drop_last=getattr(dl, 'drop_last', None), content=[o for o in map(_hash_items, parts) if o])
 
 # %% ../nbs/04_resume.ipynb #e346de20
+def _own_arguments(cb):
+    "The plain arguments that a callback keeps; those of this package are in the plan"
+    names = () if type(cb).__module__.startswith('fastai_clr.') else signature(type(cb).__init__).parameters
+    return {k: vars(cb)[k] for k in names if type(vars(cb).get(k)) in (bool,int,float,str)}
+
 def _describe(learn, plan):
     "What a checkpoint belongs to, in plain values"
     opt = learn.opt
     several = dict(processes=num_distrib()) if num_distrib()>1 else {}
     res = dict(plan, **several, model=_no_address(learn.model).splitlines(), loss=_no_address(learn.loss_func))
     res['device'] = str(getattr(learn.dls, 'device', None) or default_device())
-    res['optimizer'] = f"{type(opt).__name__} with {len(opt.hypers)} groups of {', '.join(sorted(opt.hypers[0]))}"
+    res['optimizer'] = f"{type(getattr(opt, 'opt', opt)).__name__} with {len(opt.hypers)} groups of {', '.join(sorted(opt.hypers[0]))}"
+    res['its steps'] = [_no_address(o) for o in getattr(opt, 'cbs', ())]
+    res['weight decay'] = learn.wd
     res['trainable'] = ''.join('01'[p.requires_grad] for p in learn.model.parameters())
     if _loss_module(learn) is not None: res['weights of the loss'] = [_hash_items(o) for o in _loss_module(learn).state_dict().values()]
-    res['callbacks'] = sorted(o.name for o in learn.cbs if not _is_display(o))
+    res['callbacks'] = {k: _own_arguments(o) for k,o in sorted(_named(learn.cbs))}
     res['data'] = {k: _describe_set(o) for k,o in zip(('training set','validation set'), learn.dls.loaders)}
     return json.loads(json.dumps(res, default=_no_address))
 

@@ -95,9 +95,13 @@ def _n_bytes(
     return sum(map(_n_bytes, state.values() if isinstance(state, dict) else state)) if isinstance(state, (dict,list,tuple)) else 0
 
 # %% ../nbs/03_snapshots.ipynb #7c28fd3a
+def _stands_aside(learn):
+    "Whether what goes on is no fit of one's own: a validation within it, which fires a fit's events, or a sweep of `lr_find`"
+    return learn.lock.locked() or hasattr(learn, 'lr_finder')
+
 class SnapshotSaver(Callback):
     "Save the weights after the last batch of each cycle, with a JSON that says what they are"
-    order,claim,_stateattrs,_not_resumed = CycleScheduler.order+.1,None,('claim',),('claim','folder','swept')   # which are of this process
+    order,claim,_stateattrs,_not_resumed = CycleScheduler.order+.1,None,('claim',),('claim','folder','swept','checked')   # which are of this process
 
     def __init__(self,
         name:str, # The snapshots' name: they go to `learn.path/learn.model_dir/'snapshots'/name`
@@ -127,15 +131,20 @@ class SnapshotSaver(Callback):
         self.claim = None
 
     def before_fit(self):
-        if self.learn.lock.locked(): return   # a validation within the fit, which fires a fit's events
-        if self.claim is None: self.check(self.learn)
+        if _stands_aside(self.learn): return
+        self.checked = self.claim is not None
         self.saved,self.swept,self.learn.snapshot_name = [],False,self.snapshot_name
+
+    def before_train(self):
+        if _stands_aside(self.learn) or self.checked: return
+        self.check(self.learn)
+        self.checked = True
 
     def after_cycle(self):
         if not rank_distrib(): self._save()
 
     def after_fit(self):
-        if not self.learn.lock.locked(): self.release()
+        if not _stands_aside(self.learn): self.release()
 
 # %% ../nbs/03_snapshots.ipynb #17c1d2c5
 @patch
@@ -400,8 +409,8 @@ def _scores(learn, preds, targs):
     "Loss and metrics of predictions"
     loss = _loss(learn, preds, targs)
     res = dict(valid_loss=float(loss))
-    seen = SimpleNamespace(pred=_before_activation(learn.loss_func, preds), y=targs, yb=(targs,), xb=(), loss=loss)
-    vars(seen).update(model=learn.model, dl=learn.dls.valid, to_detach=learn.to_detach, training=False)
+    seen = SimpleNamespace(pred=_before_activation(learn.loss_func, preds), y=targs, yb=targs if isinstance(targs, tuple) else (targs,), xb=(), loss=loss)
+    vars(seen).update(loss_func=learn.loss_func, model=learn.model, dl=learn.dls.valid, to_detach=learn.to_detach, training=False)
     for m in learn.metrics:
         m.reset()
         m.accumulate(seen)
@@ -449,7 +458,7 @@ def plot_cycles(self:Learner,
 )->Axes: # The axis drawn on
     "Plot the training loss of each cycle of the last fit, laid over each other; ValueError if the recorder has no losses of a fit in cycles"
     losses,bounds = [float(o) for o in getattr(self.recorder, 'losses', [])],getattr(self.recorder, 'cycle_bounds', [0])
-    if not losses or bounds[-1]!=len(losses): raise ValueError("the recorder has no losses of cycles: train by fit_sgdr, fit_clr or fit_schedule first (`validate` and `get_preds` clear it)")
+    if not losses or bounds[-1]!=len(losses): raise ValueError("the recorder has no losses of cycles: train by fit_sgdr, fit_clr or fit_schedule first, without `start_epoch` (`validate` and `get_preds` clear it)")
     return plot_cycles(losses, bounds, ax)
 
 # %% ../nbs/03_snapshots.ipynb #c8d236a0
@@ -487,7 +496,7 @@ class StopOnOverfit(Callback):
         self.patience,self.monitor,self.better = patience,monitor,_direction(monitor, comp)
 
     def before_fit(self):
-        if self.learn.lock.locked(): return   # a validation within the fit
+        if _stands_aside(self.learn): return
         self.best,self.best_cycle,self.best_epoch,self.best_state,self.waited = None,None,None,None,0
         cs = self.cycle_scheduler
         self.check(self.learn, cs.main, self.n_epoch, cs.per_epoch)
@@ -520,6 +529,6 @@ class StopOnOverfit(Callback):
             raise CancelFitException()
 
     def after_fit(self):
-        if self.learn.lock.locked(): return
+        if _stands_aside(self.learn): return
         if self.best_state is not None and self.best_cycle!=self.last_cycle: get_model(self.model).load_state_dict(self.best_state)
         self.best_state,self.recorder.best_epoch = None,self.best_epoch

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.learner import load_learner
 from fastcore.script import anno_parser
-from fastai.losses import BCEWithLogitsLossFlat, MSELossFlat
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai_clr import cli
 from fastai_clr.activations import MANIFEST, list_stores
 from fastai_clr.recipe import RecipeReport
@@ -379,11 +379,27 @@ def test_no_formula_for_a_spreadsheet(tmp_path):
     df = pd.read_csv(tmp_path/'p.csv')
     assert df['file'].tolist()==["'=1+1.png",'a, "b".png'] and df['label'].tolist()==["'=HYPERLINK(\"x\")","'@b"]
 
+def test_predictions_for_names_that_are_no_text(tmp_path):
+    "They are in the CSV as they are on the disk"
+    cli._write_csv(tmp_path/'p.csv', tmp_path, [tmp_path/os.fsdecode(b'caf\xe9.png')], ['a','b'], torch.tensor([[.9,.1]]))
+    assert b'caf\xe9.png,a,0.9' in (tmp_path/'p.csv').read_bytes()
+
+def test_a_package_that_is_missing(demo, some_pictures, tmp_path, capsys, monkeypatch):
+    "fastai's `load_learner` falls over itself then"
+    def load(*args, **kw): raise UnboundLocalError("cannot access local variable 'res'")
+    monkeypatch.setattr('fastai.learner.load_learner', load)
+    rc,_,err = here(cli.clr_predict, capsys, demo[0]/'export.pkl', some_pictures, out=tmp_path/'p.csv', device='cpu')
+    assert rc==1 and 'a package that it was made with is missing here, such as timm' in err
+
 def exported(demo, path, loss_func):
     learn = load_learner(demo[0]/'export.pkl')
     learn.loss_func = loss_func
     learn.export(path)
     return path
+
+def test_a_model_of_pixels_is_no_classifier(demo, some_pictures, tmp_path, capsys):
+    rc,_,err = here(cli.clr_predict, capsys, exported(demo, tmp_path/'two.pkl', CrossEntropyLossFlat(axis=1)), some_pictures, out=tmp_path/'p.csv', device='cpu')
+    assert rc==1 and 'is no classifier' in err and not (tmp_path/'p.csv').exists()
 
 def test_several_labels(demo, some_pictures, tmp_path, capsys):
     "All labels above the threshold, none among them"

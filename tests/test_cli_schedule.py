@@ -41,7 +41,7 @@ def test_out(suffix, start, tmp_path):
     ('step --lr-max 1', '`--lr-max` is not an option of step: it has --lr,'), ('sgdr --lr-max a,b', "`--lr-max` must be a number, or several separated by commas, got 'a,b'"),
     ('sgdr --lr-max 1,2 --lr-min 1,2,3', 'as many values as each other'), ('sgdr --n-cycles 0', '`n_cycles` must be'), ('sgdr --cycle-len -1', '`cycle_len` must be'),
     ('clr --mode exp_range', '`gamma` is needed'), ('clr --mode foo', '`mode` must be one of'), ('clr --step-size .001', 'each cycle needs at least one batch'),
-    ('sgdr --n-iter 0', '`n_iter` must be a whole number'), ('sgdr --warmup 0', '`n_epochs` must be'), ('sgdr --out x.jpg', '`--out` must end in .png, .svg or .pdf, got x.jpg'),
+    ('sgdr --n-iter 0', '`n_iter` must be a whole number'), ('sgdr --warmup 0', '`--warmup` must be a number of epochs above 0, got 0'), ('sgdr --warmup nan', '`--warmup` must be'), ('sgdr --out x.jpg', '`--out` must end in .png, .svg or .pdf, got x.jpg'),
     ('sgdr --out nowhere/x.png', 'nowhere'), ('exp --k nan', '`k` must be')])
 def test_refused(args, says, tmp_path):
     "One sentence, exit status 1, nothing written"

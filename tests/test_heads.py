@@ -7,8 +7,8 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
-from fastai.metrics import AccumMetric, F1Score, accuracy, accuracy_multi, error_rate, mse
-from fastai.optimizer import SGD, Adam, RMSProp, ranger
+from fastai.metrics import AccumMetric, F1Score, LossMetric, accuracy, accuracy_multi, error_rate, mse
+from fastai.optimizer import SGD, Adam, Lookahead, RMSProp, ranger
 from fastai.torch_core import set_seed
 from fastcore.foundation import L
 from hypothesis import given, settings, strategies as st
@@ -342,6 +342,36 @@ def test_metrics_of_any_kind(place):
         x,y = pairs(head, held)
         assert r.f1_score==pytest.approx(f1_score(y, alone(head, mine, 2, r.lr)[0].eval()(x).argmax(1), average='macro')) and r.n==len(held)
     assert [(o.preds,o.targs) for o in head.metrics if hasattr(o, 'preds')]==was
+
+def test_a_metric_with_a_value_a_class(place):
+    "It is in the table; nothing can be chosen by it"
+    board = make(place, metrics=[accuracy,F1Score(average=None)]).fit_grid(1, [1e-3,.1])
+    assert all(len(o)==10 for o in board['f1_score']) and board.attrs['metric']=='accuracy'
+    with pytest.raises(ValueError, match='`metric` must be one number, to choose by, and f1_score is'): make(place, metrics=[F1Score(average=None)]).fit_grid(1, [1e-3,.1])
+
+def test_a_metric_that_asks_the_loss_function(place):
+    class Loss(CrossEntropyLossFlat):
+        def __call__(self, *args, **kw):
+            res = super().__call__(*args, **kw)
+            self.part = 2*res
+            return res
+    board = make(place, loss_func=Loss(), metrics=LossMetric('part')).fit_grid(1, [1e-3,.1], metric='part', comp=np.less)
+    np.testing.assert_allclose(board['part'], 2*board['loss'], rtol=1e-5)
+
+def test_an_adam_inside_another_optimizer_is_none(place):
+    head = make(place, opt_func=lambda p, lr: Lookahead(Adam(p, lr=lr)))
+    assert _adam_hypers(head) is None and _adam_hypers(make(place)) is not None
+
+def test_the_loss_goes_to_the_device(place):
+    seen = []
+    class Loss(CrossEntropyLossFlat):
+        def to(self, device):
+            seen.append(device)
+            return super().to(device)
+    head = make(place, loss_func=Loss(weight=torch.ones(10)))
+    del seen[:]
+    head.fit_grid(1, [1e-3,.1])
+    assert seen[0]==head.dls.device
 
 def test_no_metrics(place):
     board = make(place, metrics=None).fit_grid(1, [1e-4,.1])

@@ -13,8 +13,8 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import AccumMetric, RocAuc, accuracy, error_rate
-from fastai.optimizer import SGD
+from fastai.metrics import AccumMetric, F1Score, RocAuc, accuracy, error_rate
+from fastai.optimizer import SGD, OptimWrapper
 from fastai.torch_core import params, set_seed
 from fastcore.basics import noop
 from hypothesis import given, settings, strategies as st
@@ -26,6 +26,7 @@ from fastai_clr.cycles import CLR
 from fastai_clr.lr_range import range_bounds
 from fastai_clr.recipe import RecipeReport, _Notes, _Run, _valley
 from fastai_clr.resume import keep_state, learner_state
+from fastai_clr.schedules import CosineRestarts
 from learners import Cancel, adamw, quiet, same, weights
 
 # The rule
@@ -380,6 +381,49 @@ def test_divergence_ends_the_sweep():
         warnings.simplefilter('ignore')
         r = learn.lr_range_test(1e-3, 1e6, n_epoch=4, linear=False, every=1, show_plot=False)
     assert len(seen[0].lrs)<52 and r.curve['train_loss'].notna().sum()<len(seen[0].lrs)+1
+
+def finite(preds, targs):
+    if not torch.isfinite(preds).all(): raise ValueError('Input contains NaN')   # as scikit-learn's metrics have it
+    return float((preds.argmax(1)==targs).float().mean())
+
+def test_metrics_that_take_finite_numbers_only():
+    "The sweep ends where training diverges, and is no error"
+    learn = make(opt_func=SGD, loss_func=lambda o,y: (o-y[:,None]).pow(2).mean(), metrics=AccumMetric(finite, name='finite', flatten=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        r = learn.lr_range_test(1e-3, 1e6, n_epoch=4, linear=False, every=1, metric='finite', comp=np.greater, show_plot=False)
+    assert r.curve['finite'].notna().sum()>5 and r.curve['lr'].iloc[-1]<1e6
+
+def test_a_metric_with_a_value_a_class():
+    with pytest.raises(ValueError, match='`metric` must be a metric that is one number, and f1_score has several values'): make(metrics=F1Score(average=None)).lr_range_test(lr_max=.1, show_plot=False)
+
+def test_what_a_model_remembers_of_a_batch():
+    "A validation in between resets it, as fastai's callback for texts does; training goes on with what it was"
+    class Remembers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden,self.bs = None,0
+        def reset(self): self.hidden,self.bs = 'new',-1
+        def forward(self, x):
+            if self.training: self.hidden,self.bs = x.sum().item(),len(x)
+            return x
+    class Reset(Callback):
+        def before_validate(self): self.model[0][0].reset()
+    seen = []
+    class Look(Callback):
+        def before_batch(self):
+            if self.training: seen.append((self.model[0][0].hidden,self.model[0][0].bs))
+    learn = make(cbs=[Reset(),Look()])
+    learn.model[0].insert(0, Remembers())
+    learn.lr_range_test(lr_max=.01, n_epoch=1, every=1, show_plot=False)
+    assert len(seen)>5 and seen[0]==(None,0) and not [o for o in seen if o[0]=='new']
+
+def test_groups_of_an_optimizer_that_was_made_before():
+    "By torch's, where fastai's splitter has no say"
+    learn = make(splitter=params)
+    learn.opt_func = OptimWrapper(opt=torch.optim.AdamW([{'params': list(o.parameters())} for o in learn.model], lr=1e-3))
+    assert learn.plot_schedule(CosineRestarts(1, lr_max=(1e-4,1e-3))) is not None
+    assert len(learn.group_lr_find(num_it=30).lrs)==2
 
 def test_too_short():
     with pytest.warns(UserWarning, match='only 4 points, and 6 are needed'): r = make().lr_range_test(lr_max=.1, n_epoch=.2, show_plot=False)

@@ -64,7 +64,7 @@ def judged(n, n_items=50):
     "A report on `n` classes"
     class Stub: pass
     learn = Stub()
-    learn.dls = Stub()
+    learn.dls,learn.loss_func = Stub(),None
     learn.dls.vocab,learn.dls.valid_ds = [f'c{i}' for i in range(n)],[(None,0)]*n_items
     r,gen = RecipeReport({}, {}, finished=True),torch.Generator().manual_seed(0)
     _judge(r, learn, torch.rand(n_items, n, generator=gen).softmax(1), torch.randint(n, (n_items,), generator=gen))

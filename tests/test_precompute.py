@@ -12,27 +12,28 @@ from fastai.callback.mixup import MixUp
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import BnFreeze
-from fastai.data.block import CategoryBlock
-from fastai.data.core import DataLoaders
+from fastai.data.block import CategoryBlock, TransformBlock
+from fastai.data.core import DataLoaders, Datasets, TfmdLists
 from fastai.data.load import DataLoader
-from fastai.data.transforms import IndexSplitter, Normalize, Transform, parent_label
+from fastai.data.transforms import IndexSplitter, IntToFloatTensor, Normalize, Transform, parent_label
 from fastai.learner import CastToTensor, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam, OptimWrapper
 from fastai.torch_core import TensorImage, get_random_states, params, set_seed
 from fastai.vision.augment import AffineCoordTfm, FlipItem, RandomResizedCrop, Resize, aug_transforms
-from fastai.vision.core import PILImageBW, PILMask, imagenet_stats
+from fastai.vision.core import PILImage, PILImageBW, PILMask, imagenet_stats
 from fastai.vision.data import ImageBlock, MaskBlock
 from fastai.vision.learner import unet_learner
 from fasttransform import DisplayedTransform, ItemTransform, Pipeline
+from fastcore.basics import noop
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torchvision.models import resnet18
 from fastai_clr import precompute
 from fastai_clr.activations import CannotDescribe, hash_module
 from fastai_clr.data import picture_dls
-from fastai_clr.precompute import HeadLearner, RowsDL, StaleActivations, split_model, store_parts
+from fastai_clr.precompute import HeadLearner, RowsDL, StaleActivations, _item_parts, _pipes, _precision, split_model, store_parts
 from conftest import root, run
 from pictures import calls, listing, lite0, nudge, plain_dls, png_files, quiet, small, some
 
@@ -360,6 +361,55 @@ def test_items_that_are_files_but_lead_to_others(few, tmp_path):
     was = features()
     replace_content(tmp_path/'other pictures', -1)
     assert not np.array_equal(was, features())
+
+def open_another(f): return PILImage.create(elsewhere(f))
+
+def test_an_opener_that_opens_another_file(few, tmp_path):
+    "Of somebody's own, it is not taken at its word: what it gives is what counts"
+    elsewhere(few/'1/x.png').parent.mkdir()
+    for f in png_files(few): shutil.copy(f, elsewhere(f))
+    def features():
+        dls = plain_dls(few, blocks=(TransformBlock(type_tfms=open_another, batch_tfms=IntToFloatTensor),CategoryBlock))
+        return np.array(small(dls, tmp_path/'run').precompute(check=False).stores['train'].arrays['x'])
+    was = features()
+    replace_content(tmp_path/'other pictures', -1)
+    assert not np.array_equal(was, features())
+
+class Times(Datasets):
+    "With items of its own making"
+    by = 1.
+    def __getitem__(self, i):
+        x,*y = super().__getitem__(i)
+        return (x,*y)
+
+def test_data_of_a_class_of_its_own_cannot_be_told(tmp_path):
+    def parts(cls): return _item_parts(cls(range(4), [[noop],[noop]]), 1, tmp_path, tmp_path, False, iter)[0]
+    assert 'by_value' in parts(Datasets)
+    with pytest.raises(CannotDescribe, match="the items of a Times can't be told from others"): parts(Times)
+
+def test_inputs_from_several_sources(tmp_path):
+    "Each counts, not only the first"
+    a,b,c = ([torch.full((2,), float(i+k)) for i in range(4)] for k in range(3))
+    def parts(*sources): return _item_parts(Datasets(tls=[TfmdLists(o, noop) for o in sources], n_inp=2), 2, tmp_path, tmp_path, False, iter)[0]
+    assert parts(a,b,a)!=parts(a,c,a) and 'by_value' in parts(a,b,a) and parts(a,a,a)==parts(a,a,b) and 'by_value' not in parts(a,a,a)
+
+def identity(b): return b
+
+def test_a_replaced_do_batch_counts(few):
+    dls = plain_dls(few)
+    def parts(): return _pipes(dls.train, 1)
+    was = parts()
+    dls.train.do_batch = identity
+    assert parts()!=was and any('do_batch' in o for o in parts() if isinstance(o, dict))
+
+@pytest.mark.parametrize('mode', ['fp16','bf16'])
+def test_precision_is_the_learners(few, tmp_path, mode):
+    "On a CPU fastai's callback does nothing, and so activations are those in full precision"
+    full,mixed = small(plain_dls(few), tmp_path/'a'),small(plain_dls(few), tmp_path/'b')
+    mixed.add_cb(MixedPrecision(amp_mode=mode))
+    xs = [np.array(o.precompute(dtype='float32', check=False).stores['train'].arrays['x']) for o in (full,mixed)]
+    np.testing.assert_array_equal(*xs)
+    assert _precision(mixed)==mode and _precision(full) is False
 
 # Transforms
 

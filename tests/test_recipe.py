@@ -104,8 +104,8 @@ def test_each_cycle_is_a_snapshot(done):
     assert list(learn.snapshots('recipe1-step4')['cycle']) == list(learn.snapshots('recipe1-step3')['cycle']) == [0]
     assert len(learn.snapshots('recipe1-step8')) == len([o for o in r.candidates if o['name'].startswith('step 8')])
 
-def test_ctrl_c_keeps_the_finished_steps(digits, weights, tmp_path):
-    learn = make_learner(digits, weights, tmp_path)
+def test_ctrl_c_keeps_the_finished_steps(digits, tmp_path):
+    learn = small_learner(digits, tmp_path)
     before = [o.name for o in learn.cbs]
     class Stop(Callback):
         def before_batch(self): raise KeyboardInterrupt
@@ -118,20 +118,22 @@ def test_ctrl_c_keeps_the_finished_steps(digits, weights, tmp_path):
 def test_bad_arguments(done, name, value):
     with pytest.raises(ValueError, match=f'`{name}` must be .* got {value!r}'): done[0].fit_recipe(**{name: value})
 
-def test_failure_keeps_the_finished_steps(digits, weights, tmp_path):
-    learn = make_learner(digits, weights, tmp_path)
+def test_failure_keeps_the_finished_steps(digits, tmp_path):
+    learn = small_learner(digits, tmp_path)
     class Fail(Callback):
         def before_batch(self): raise RuntimeError('out of memory')
     with learn.no_bar(), learn.no_logging(), pytest.raises(RuntimeError, match='out of memory') as e, learn.added_cbs(Fail()): learn.fit_recipe(**SHORT)
     assert [o['step'] for o in e.value.report.steps]==[1,2,3]
 
-def test_a_report_without_a_judgement(digits, weights, tmp_path, monkeypatch):
-    "What fails after training costs the confusion matrix, not the model"
-    learn = make_learner(digits, weights, tmp_path)
+@pytest.mark.parametrize('kw', [SHORT,dict(time_budget=1000, lr=1e-3)], ids=['','clock'])
+def test_a_report_without_a_judgement(digits, tmp_path, monkeypatch, kw):
+    "What fails after training costs the confusion matrix, not the model; a snapshot within an epoch has no loss of its own"
+    monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: dict(whole=120., frozen=1., valid=.001))
+    learn = small_learner(digits, tmp_path)
     def fail(*args, **kw): raise OSError('a picture is gone')
     monkeypatch.setattr(learn, 'get_preds', fail)
-    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='a picture is gone'): r = learn.fit_recipe(**SHORT)
-    assert r.finished and len(r.steps)==8 and not r.confusion
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='a picture is gone'): r = learn.fit_recipe(**kw)
+    assert r.finished and r.steps[-1]['step']==8 and not r.confusion and ('valid_loss' in learn.snapshots('recipe1-step8'))==(kw is SHORT)
     assert r.best['valid_loss']==min(o['valid_loss'] for o in r.steps if 'valid_loss' in o) and r.kept.startswith(f"step {r.best['step']}")
 
 def test_the_best_of_what_was_written_is_kept(digits, tmp_path, monkeypatch):
@@ -222,6 +224,9 @@ def test_nothing_to_train_on_or_to_choose_by(digits, weights, tmp_path, kw):
         return picture_learner(block.dataloaders(digits, path=digits, bs=bs, num_workers=0), 'tf_efficientnet_lite0', path=tmp_path, weights=weights, **more)
     with pytest.raises(ValueError, match='validation set is empty'): learner(RandomSplitter(0.), 32).fit_recipe(**kw)
     with pytest.raises(ValueError, match='160 items at `bs` of 200'): learner(RandomSplitter(.2), 200).fit_recipe(**kw)
+    silent = learner(RandomSplitter(.2), 32)
+    silent.recorder.valid_metrics = False
+    with pytest.raises(ValueError, match='has `valid_metrics=False`'): silent.fit_recipe(**kw)
     if kw.get('dry_run'):
         learn = learner(RandomSplitter(.2), 32, cbs=EndEarly())
         with learn.no_bar(), pytest.raises(ValueError, match='no batch can be timed'): learn.fit_recipe(**kw)
@@ -331,9 +336,9 @@ def test_without_a_clock_all_is_as_asked():
     s = dict(head_cycles=3, n_cycles=2, patience=1, lr=None)
     assert _plan(s, np.inf, 10, 2, None)==dict(head_cycles=3, n_cycles=2, cycle_len=1, patience=1, sweep=True)
 
-def test_a_clock_is_kept(digits, weights, tmp_path, monkeypatch):
+def test_a_clock_is_kept(digits, tmp_path, monkeypatch):
     "The whole network gets one cosine of as many batches as there is time for, and the head alone no more epochs"
-    learn = make_learner(digits, weights, tmp_path)
+    learn = small_learner(digits, tmp_path)
     monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: dict(whole=120., frozen=1., valid=.001))
     with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(time_budget='1000s')
     assert [o['step'] for o in r.steps]==[1,2,3,5,6,8] and r.finished and r.settings['time_budget']=='1000s'
@@ -425,8 +430,8 @@ def test_a_dry_run_knows_the_clock(digits, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('kw,steps', [(dict(n_cycles=0, head_cycles=0), [1,2,3]), (dict(head_epochs=0, n_cycles=0), [1,2,4]),
     (dict(head_epochs=0, head_cycles=0), [1,2,5,6,7,8]), (dict(head_cycles=0, lr=1e-4, head_lr=1e-3), [1,2,3,5,6,8])])
-def test_steps_left_out(digits, weights, tmp_path, kw, steps):
-    learn = make_learner(digits, weights, tmp_path)
+def test_steps_left_out(digits, tmp_path, kw, steps):
+    learn = small_learner(digits, tmp_path)
     with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(**{**SHORT, **kw})
     assert [o['step'] for o in r.steps]==steps and r.finished and r.candidates
     if 'lr' in kw: assert [o['lr'] for o in r.steps if o['step'] in (3,8)]==['1.0e-03','2.0e-05 to 1.0e-04'] and not r.lr_finds
@@ -437,9 +442,9 @@ def test_nothing_to_do(done):
     with pytest.raises(ValueError, match='are all 0: nothing would be trained'): done[0].fit_recipe(head_epochs=0, head_cycles=0, n_cycles=0)
 
 @pytest.mark.parametrize('began,ratio', [(1e3,10), (1e-3,3)])
-def test_the_ratio_is_measured(digits, weights, tmp_path, monkeypatch, began, ratio):
+def test_the_ratio_is_measured(digits, tmp_path, monkeypatch, began, ratio):
     "10 if the head took more than half off the loss that it began with, else 3"
-    learn = make_learner(digits, weights, tmp_path)
+    learn = small_learner(digits, tmp_path)
     monkeypatch.setattr('fastai_clr.recipe._Run.find_lr', lambda self, row, *args: dict(lr=1e-3, losses=[began], batch=.01))
     with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(head_epochs=1, head_cycles=0, n_cycles=1)
     assert f'each group {ratio} times lower' in next(o['detail'] for o in r.steps if o['step']==6)
@@ -488,14 +493,14 @@ def test_a_run_with_other_data_does_not_go_on(digits, weights, tmp_path):
         learn = learner(**kw)
         with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match='was begun with other data'): learn.fit_recipe(**SHORT, resume=True)
 
-def test_a_plan_is_used_again(digits, weights, tmp_path, monkeypatch):
+def test_a_plan_is_used_again(digits, tmp_path, monkeypatch):
     "A run with a clock that goes on measures nothing anew, and has the same cycle"
     monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: dict(whole=120., frozen=1., valid=.001))
-    learn = make_learner(digits, weights, tmp_path)
+    learn = small_learner(digits, tmp_path)
     with learn.no_bar(), learn.no_logging(), pytest.raises(RuntimeError, match='cut') as e, learn.added_cbs(StopAt(2)): learn.fit_recipe(time_budget=1000)
     monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: pytest.fail('measured again'))
     plan = json.loads((tmp_path/'models/resume/recipe1.json').read_text())['plan']
-    learn = make_learner(digits, weights, tmp_path)
+    learn = small_learner(digits, tmp_path)
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(StopAt(10**9)): r = learn.fit_recipe(time_budget=1000, resume=True)
     assert len([o for o in r.batches if o['step']==8])==np.ceil(1.25*round(plan['cycle_len']*len(learn.dls.train))) and r.finished
 
@@ -521,12 +526,20 @@ def test_time_counts_after_a_kill(digits, tmp_path, monkeypatch):
     with learn.no_bar(), learn.no_logging(), learn.added_cbs([pace,Look()]): learn.fit_recipe(time_budget=2000, lr=1e-3)
     assert [(o['spent'],o['part 8']) for o in seen]==[(600,600)]
 
-def test_what_cannot_go_on(digits, weights, tmp_path):
-    learn = make_learner(digits, weights, tmp_path)
+def test_a_full_disk_for_the_time_ends_no_fit(tmp_path):
+    learn,tries = learner(n_iter=5, path=tmp_path),[]
+    def note():
+        tries.append(1)
+        raise OSError(28, 'No space left on device')
+    learn.fit_sgdr(1, cycle_len=3, lr_max=.1, cbs=_OnTime(lambda: 100-len(tries), note))
+    assert len(tries)==len(learn.recorder.values)>1
+
+def test_what_cannot_go_on(digits, tmp_path):
+    learn = small_learner(digits, tmp_path)
     with learn.no_bar(), learn.no_logging(), pytest.raises(RuntimeError, match='cut'), learn.added_cbs(StopAt(0)): learn.fit_recipe(**SHORT)
     with pytest.raises(ValueError, match='was begun otherwise: head_cycles: 1 became 2'): learn.fit_recipe(**{**SHORT, 'head_cycles': 2}, resume=True)
     with pytest.raises(ValueError, match='was begun otherwise: time_budget: None became 600.0'): learn.fit_recipe(**SHORT, time_budget='10m', resume=True)
-    other = make_learner(digits, weights, tmp_path)
+    other = small_learner(digits, tmp_path)
     with torch.no_grad(): next(other.model[0].parameters()).mul_(2)
     with pytest.raises(ValueError, match='the body of the model is not the one'): other.fit_recipe(**SHORT, resume=True)
     file = tmp_path/'models/resume/recipe1.json'
@@ -534,9 +547,9 @@ def test_what_cannot_go_on(digits, weights, tmp_path):
     file.write_text(whole[:50])
     with pytest.raises(ValueError, match="can't read .*recipe1.json"): learn.fit_recipe(**SHORT, resume=True)
     file.write_text(whole)
-    learn = make_learner(digits, weights, tmp_path)
+    learn = small_learner(digits, tmp_path)
     with learn.no_bar(), learn.no_logging(): learn.fit_recipe(**SHORT, resume=True)
-    with pytest.raises(ValueError, match='has been finished'): make_learner(digits, weights, tmp_path).fit_recipe(**SHORT, resume=True)
+    with pytest.raises(ValueError, match='has been finished'): small_learner(digits, tmp_path).fit_recipe(**SHORT, resume=True)
 
 def test_a_run_broken_off_in_its_last_call_goes_on(digits, weights, tmp_path):
     "What `then` writes may be lost, and is written anew"
@@ -551,9 +564,9 @@ def test_a_run_broken_off_in_its_last_call_goes_on(digits, weights, tmp_path):
     assert all(torch.equal(v, again.model.state_dict()[k]) for k,v in learn.model.state_dict().items())
     with pytest.raises(ValueError, match='has been finished'): make_learner(digits, weights, tmp_path).fit_recipe(**kw, resume=True)
 
-def test_measuring_takes_some_of_the_time(digits, weights, tmp_path, monkeypatch):
+def test_measuring_takes_some_of_the_time(digits, tmp_path, monkeypatch):
     "The plan is made of what is left once the batches have been measured"
-    learn,left = make_learner(digits, weights, tmp_path),[]
+    learn,left = small_learner(digits, tmp_path),[]
     real_measure,real_plan = fastai_clr.recipe._measure,fastai_clr.recipe._plan
     def measure(learn, budget):
         left.append(run_of[0].left())

@@ -40,6 +40,14 @@ def test_files(tmp_path):
     assert pngs == {'lr_find_step2','lr','loss','metric','confusion'}
     assert all(Image.open(o).size[0]>200 for o in (page.parent/'figures').iterdir())
 
+def test_names_that_are_no_text(tmp_path):
+    "Bytes of a file system that are no UTF-8, and dollars, which are no formula"
+    odd,vocab = os.fsdecode(b'caf\xe9.png'),['$10_$20',os.fsdecode(b'\xe9t\xe9')]
+    r = make_report(vocab=vocab, settings={'pictures': odd, 'seed': 42})
+    r.mistakes[0].update(name=odd, true=vocab[1])
+    page = r.save(tmp_path).read_text(encoding='utf-8')
+    assert 'caf\\udce9.png' in page and json.loads((tmp_path/'report.json').read_text())['settings']['pictures']==odd
+
 def test_page_is_self_contained_and_escaped():
     r = make_report()
     page = render(r, figures(r))

@@ -16,10 +16,10 @@ from fastai.data.load import DataLoader
 from fastai.learner import AvgMetric, Learner, ValueMetric
 from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy, skm_to_fastai
-from fastai.optimizer import SGD, Adam
+from fastai.optimizer import SGD, Adam, Lamb
 from fastai.torch_core import params
 from fastcore.foundation import L
-from fastcore.basics import noop
+from fastcore.basics import noop, partial
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader as TorchDL, RandomSampler, TensorDataset
@@ -371,6 +371,7 @@ def freeze(learn): learn.freeze()
 
 def sgdr(*args, cbs=(), **kw): return lambda l: l.fit_sgdr(*args, resume='r', cbs=[Break(), *cbs], **kw)
 def clr(l): l.fit_clr(2, 1, 1e-2, resume='r', cbs=Break())
+def own_wd(learn): learn.wd = .3
 def weighted_loss(learn): learn.loss_func = CrossEntropyLossFlat(weight=torch.tensor([1.,2,3]))
 def other_loss(learn): learn.loss_func = LabelSmoothingCrossEntropyFlat()
 
@@ -379,7 +380,8 @@ def other_loss(learn): learn.loss_func = LabelSmoothingCrossEntropyFlat()
     ({}, noop, sgdr(2, 1, 1e-2, 3, wd=.3), 'wd: None became 0.3'), ({}, noop, sgdr(2, 1, 1e-2, 3, patience=1), 'patience: None became 1'),
     ({}, noop, sgdr(2, 1, 1e-2, 3, cbs=[MixUp()]), "cbs: .*became .*mix_up"), ({}, other_data, None, 'data training set items: 37 became 40'),
     (dict(model=lambda: net(9)), noop, None, 'the model: .*out_features=8.* became .*out_features=9'), ({}, freeze, None, 'which parameters are frozen'),
-    (dict(model=lambda: net(p=.5)), noop, None, r'the model: .*p=0.3.* became .*p=0.5'), (dict(opt_func=adamw), noop, None, 'optimizer: Optimizer.* became OptimWrapper'),
+    (dict(model=lambda: net(p=.5)), noop, None, r'the model: .*p=0.3.* became .*p=0.5'), (dict(opt_func=adamw), noop, None, 'optimizer: Optimizer.* became AdamW'),
+    (dict(opt_func=Lamb), noop, None, 'its steps: .*lamb_step'), (dict(opt_func=partial(Adam, decouple_wd=False)), noop, None, 'its steps: .*l2_reg'), ({}, own_wd, None, 'weight decay: None became 0.3'),
     ({}, other_loss, None, 'loss: '), ({}, weighted_loss, None, 'weights of the loss'), ({}, noop, sgdr(2, 1, 1e-2, 3, cbs=[GradientAccumulation(9)]), 'cbs')])
 def test_a_checkpoint_of_another_run(tmp_path, kw, change, fit, words):
     "Refused, with what differs; nothing is touched"
@@ -392,6 +394,15 @@ def test_a_checkpoint_of_another_run(tmp_path, kw, change, fit, words):
     assert 'is of another run' in str(e.value) and 'Choose another name for `resume`' in str(e.value)
     assert str(learner_state(learn)[0])==state and {o.name: o.read_bytes() for o in folder.iterdir()}==before
     learn.fit(1)   # and works without
+
+def test_a_callback_of_the_learner_with_another_argument(tmp_path):
+    def learn(): return make(tmp_path, cbs=GradientClip(clip))
+    clip = .5
+    with pytest.raises(KeyboardInterrupt): FITS['sgdr'](learn(), [Break(1)])
+    clip = .1
+    with pytest.raises(ValueError, match='callbacks gradient_clip 0 max_norm: 0.5 became 0.1'): FITS['sgdr'](learn(), [Break()])
+    clip = .5
+    FITS['sgdr'](learn(), [Break()])
 
 def test_other_items(tmp_path):
     "By their paths and values, not by their number only"

@@ -7,9 +7,10 @@ from fastai.callback.core import Callback, CancelEpochException, CancelFitExcept
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.load import DataLoader
 from fastai.learner import AvgMetric, Learner, load_learner, mk_metric
-from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
-from fastai.metrics import F1Score, Perplexity, accuracy, error_rate
+from fastai.losses import BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
+from fastai.metrics import F1Score, LossMetric, Perplexity, accuracy, error_rate
 from fastcore.basics import noop
+from fastcore.foundation import L
 from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
@@ -28,6 +29,30 @@ class Script(Callback):
     order = 51
     def __init__(self, values, col=1): self.vals,self.col = values,col
     def after_epoch(self): self.learn.recorder.values[-1][self.col] = self.vals[self.learn.epoch]
+
+def test_a_sweep_is_no_fit_of_theirs(tmp_path):
+    "`lr_find`, before anything was trained, with what belongs to the Learner"
+    learn = learner(20, path=tmp_path, cbs=[SGDR(1e-2), SnapshotSaver('run'), StopOnOverfit()])
+    learn.lr_find(num_it=20, show_plot=False)
+    assert not list(tmp_path.rglob('cycle-*'))
+    learn.fit(2)
+    assert [o.name for o in sorted(folder(tmp_path).glob('*.pth'))]==['cycle-000.pth','cycle-001.pth'] and learn.recorder.best_epoch is not None
+    learn.lr_find(num_it=20, show_plot=False)
+    learn('before_fit'), learn('before_epoch'), learn('after_epoch'), learn('after_fit')   # as `tta` has it
+    with pytest.raises(ValueError, match="named 'run' are there already"): learn.fit(1)
+
+def test_a_metric_that_asks_the_loss_function(tmp_path):
+    class Loss(BaseLoss):
+        def __init__(self): super().__init__(nn.MSELoss, floatify=True, is_2d=False)
+        def __call__(self, *args, **kw):
+            res = super().__call__(*args, **kw)
+            self.part = 2*res
+            return res
+    learn = learner(5, path=tmp_path)
+    learn.loss_func,learn.metrics = Loss(),L(LossMetric('part'))
+    learn.fit_sgdr(2, 1, 1e-2, 1, snapshots='run')
+    df = learn.snapshot_scores('run', average=False)
+    assert df['part'].to_numpy()==pytest.approx(2*df['valid_loss'].to_numpy(), rel=1e-5)
 
 @pytest.fixture
 def fitted(tmp_path):
