@@ -375,7 +375,7 @@ def test_an_opener_that_opens_another_file(few, tmp_path):
     replace_content(tmp_path/'other pictures', -1)
     assert not np.array_equal(was, features())
 
-class Times(Datasets):
+class OwnDatasets(Datasets):
     "With items of its own making"
     by = 1.
     def __getitem__(self, i):
@@ -385,7 +385,7 @@ class Times(Datasets):
 def test_data_of_a_class_of_its_own_cannot_be_told(tmp_path):
     def parts(cls): return _item_parts(cls(range(4), [[noop],[noop]]), 1, tmp_path, tmp_path, False, iter)[0]
     assert 'by_value' in parts(Datasets)
-    with pytest.raises(CannotDescribe, match="the items of a Times can't be told from others"): parts(Times)
+    with pytest.raises(CannotDescribe, match="the items of a OwnDatasets can't be told from others"): parts(OwnDatasets)
 
 def test_inputs_from_several_sources(tmp_path):
     "Each counts, not only the first"
