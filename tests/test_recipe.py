@@ -125,7 +125,7 @@ def test_failure_keeps_the_finished_steps(digits, tmp_path):
     with learn.no_bar(), learn.no_logging(), pytest.raises(RuntimeError, match='out of memory') as e, learn.added_cbs(Fail()): learn.fit_recipe(**SHORT)
     assert [o['step'] for o in e.value.report.steps]==[1,2,3]
 
-@pytest.mark.parametrize('kw', [SHORT,dict(time_budget=1000, lr=1e-3)], ids=['','clock'])
+@pytest.mark.parametrize('kw', [SHORT,dict(time_budget=1200, lr=1e-3)], ids=['','clock'])
 def test_a_report_without_a_judgement(digits, tmp_path, monkeypatch, kw):
     "What fails after training costs the confusion matrix, not the model; a snapshot within an epoch has no loss of its own"
     monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: dict(whole=120., frozen=1., valid=.001))
