@@ -365,8 +365,8 @@ def _describe_set(dl):
 # %% ../nbs/04_resume.ipynb #e346de20
 def _own_arguments(cb):
     "The plain arguments that a callback keeps; those of this package are in the plan"
-    names = () if type(cb).__module__.startswith('fastai_clr.') else signature(type(cb).__init__).parameters
-    return {k: vars(cb)[k] for k in names if type(vars(cb).get(k)) in (bool,int,float,str)}
+    names = () if type(cb).__module__.startswith('fastai_clr.') else signature(type(cb).__init__).parameters.keys()-{*getattr(cb, '_not_resumed', ())}
+    return {k: vars(cb)[k] for k in sorted(names) if type(vars(cb).get(k)) in (bool,int,float,str)}
 
 def _describe(learn, plan):
     "What a checkpoint belongs to, in plain values"
@@ -374,7 +374,8 @@ def _describe(learn, plan):
     several = dict(processes=num_distrib()) if num_distrib()>1 else {}
     res = dict(plan, **several, model=_no_address(learn.model).splitlines(), loss=_no_address(learn.loss_func))
     res['device'] = str(getattr(learn.dls, 'device', None) or default_device())
-    res['optimizer'] = f"{type(getattr(opt, 'opt', opt)).__name__} with {len(opt.hypers)} groups of {', '.join(sorted(opt.hypers[0]))}"
+    kind = ' of '.join(type(o).__name__ for o in (opt,getattr(opt, 'opt', None)) if o is not None)   # such as OptimWrapper of AdamW
+    res['optimizer'] = f"{kind} with {len(opt.hypers)} groups of {', '.join(sorted(opt.hypers[0]))}"
     res['its steps'] = [_no_address(o) for o in getattr(opt, 'cbs', ())]
     res['weight decay'] = learn.wd
     res['trainable'] = ''.join('01'[p.requires_grad] for p in learn.model.parameters())

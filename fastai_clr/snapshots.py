@@ -101,7 +101,7 @@ def _stands_aside(learn):
 
 class SnapshotSaver(Callback):
     "Save the weights after the last batch of each cycle, with a JSON that says what they are"
-    order,claim,_stateattrs,_not_resumed = CycleScheduler.order+.1,None,('claim',),('claim','folder','swept','checked')   # which are of this process
+    order,claim,_stateattrs,_not_resumed = CycleScheduler.order+.1,None,('claim',),('claim','folder','swept','checked','resumed')   # which are of this process
 
     def __init__(self,
         name:str, # The snapshots' name: they go to `learn.path/learn.model_dir/'snapshots'/name`

@@ -16,7 +16,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import AvgMetric, Learner, ValueMetric
 from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy, skm_to_fastai
-from fastai.optimizer import SGD, Adam, Lamb
+from fastai.optimizer import SGD, Adam, Lamb, Lookahead
 from fastai.torch_core import params
 from fastcore.foundation import L
 from fastcore.basics import noop, partial
@@ -380,7 +380,8 @@ def other_loss(learn): learn.loss_func = LabelSmoothingCrossEntropyFlat()
     ({}, noop, sgdr(2, 1, 1e-2, 3, wd=.3), 'wd: None became 0.3'), ({}, noop, sgdr(2, 1, 1e-2, 3, patience=1), 'patience: None became 1'),
     ({}, noop, sgdr(2, 1, 1e-2, 3, cbs=[MixUp()]), "cbs: .*became .*mix_up"), ({}, other_data, None, 'data training set items: 37 became 40'),
     (dict(model=lambda: net(9)), noop, None, 'the model: .*out_features=8.* became .*out_features=9'), ({}, freeze, None, 'which parameters are frozen'),
-    (dict(model=lambda: net(p=.5)), noop, None, r'the model: .*p=0.3.* became .*p=0.5'), (dict(opt_func=adamw), noop, None, 'optimizer: Optimizer.* became AdamW'),
+    (dict(model=lambda: net(p=.5)), noop, None, r'the model: .*p=0.3.* became .*p=0.5'), (dict(opt_func=adamw), noop, None, 'optimizer: Optimizer.* became OptimWrapper of AdamW'),
+    (dict(opt_func=lambda p, lr: Lookahead(Adam(p, lr=lr))), noop, None, 'optimizer: Optimizer with.* became Lookahead of Optimizer'),
     (dict(opt_func=Lamb), noop, None, 'its steps: .*lamb_step'), (dict(opt_func=partial(Adam, decouple_wd=False)), noop, None, 'its steps: .*l2_reg'), ({}, own_wd, None, 'weight decay: None became 0.3'),
     ({}, other_loss, None, 'loss: '), ({}, weighted_loss, None, 'weights of the loss'), ({}, noop, sgdr(2, 1, 1e-2, 3, cbs=[GradientAccumulation(9)]), 'cbs')])
 def test_a_checkpoint_of_another_run(tmp_path, kw, change, fit, words):
