@@ -364,9 +364,9 @@ def _describe_set(dl):
 
 # %% ../nbs/04_resume.ipynb #e346de20
 def _own_arguments(cb):
-    "The plain arguments that a callback keeps; those of this package are in the plan"
+    "The numbers among the arguments that a callback keeps, as names such as that of a log may change; those of this package are in the plan"
     names = () if type(cb).__module__.startswith('fastai_clr.') else signature(type(cb).__init__).parameters.keys()-{*getattr(cb, '_not_resumed', ())}
-    return {k: vars(cb)[k] for k in sorted(names) if type(vars(cb).get(k)) in (bool,int,float,str)}
+    return {k: vars(cb)[k] for k in sorted(names) if type(vars(cb).get(k)) in (bool,int,float)}
 
 def _describe(learn, plan):
     "What a checkpoint belongs to, in plain values"

@@ -337,7 +337,7 @@ def test_without_a_clock_all_is_as_asked():
     assert _plan(s, np.inf, 10, 2, None)==dict(head_cycles=3, n_cycles=2, cycle_len=1, patience=1, sweep=True)
 
 def test_a_clock_is_kept(digits, tmp_path, monkeypatch):
-    "The whole network gets one cosine of as many batches as there is time for, and the head alone no more epochs"
+    "The whole network gets one cosine, a quarter longer than there is time for at the pace that was measured; here no time passes, and all of it is trained"
     learn = small_learner(digits, tmp_path)
     monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: dict(whole=120., frozen=1., valid=.001))
     with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(time_budget='1000s')

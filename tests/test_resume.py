@@ -405,6 +405,14 @@ def test_a_callback_of_the_learner_with_another_argument(tmp_path):
     clip = .5
     FITS['sgdr'](learn(), [Break()])
 
+class Log(Callback):
+    def __init__(self, to): self.to = to
+
+def test_a_callback_with_another_name_goes_on(tmp_path):
+    "Such as that of a log, which may have the time in it"
+    with pytest.raises(KeyboardInterrupt): FITS['sgdr'](make(tmp_path, cbs=Log('monday')), [Break(1)])
+    FITS['sgdr'](make(tmp_path, cbs=Log('tuesday')), [Break()])
+
 def test_other_items(tmp_path):
     "By their paths and values, not by their number only"
     def fit(x, *cbs):

@@ -216,16 +216,16 @@ def test_a_disk_that_is_read_only(short_args, disk, tmp_path):
     p = Train(tmp_path/'log', *short_args, path/'out')
     assert 'no permission to write' in one_sentence(p)
 
-def until_stopped(p):
-    "Wait until the process stands still"
-    while psutil.Process(p.p.pid).status()!=psutil.STATUS_STOPPED: assert p.is_running(.01) and time.monotonic()-p.begun<120, p.err()
+def beside_one_that_hangs(begin, func):
+    "A run that stands still in the middle of what it writes, and another that began after that"
+    slow = begin('a', func=func)
+    while psutil.Process(slow.p.pid).status()!=psutil.STATUS_STOPPED: assert slow.is_running(.01) and time.monotonic()-slow.begun<120, slow.err()
+    return slow,begin('b')
 
 def test_a_disk_that_hangs_as_activations_are_written(sharing):
     "As long as it takes: another run that needs them says so and waits, and both end as if nothing had been"
     begin,check = sharing
-    slow = begin('a', func=job.train_as_activations_hang)
-    until_stopped(slow)
-    other = begin('b')
+    slow,other = beside_one_that_hangs(begin, job.train_as_activations_hang)
     other.until(f'Waiting for process {slow.p.pid}')
     slow.send(signal.SIGCONT)
     check([slow,other])
@@ -233,9 +233,7 @@ def test_a_disk_that_hangs_as_activations_are_written(sharing):
 def test_a_disk_that_hangs_as_a_model_is_written(sharing):
     "The other run is not held up, and nothing of the half-written file shows"
     begin,check = sharing
-    slow = begin('a', func=job.train_as_a_model_hangs)
-    until_stopped(slow)
-    other = begin('b')
+    slow,other = beside_one_that_hangs(begin, job.train_as_a_model_hangs)
     assert other.wait()==0, other.err()
     half = [o for o in Path(slow.argv[-2]).rglob('models/snapshots/**/*') if '.pth' in o.name]
     assert len(half)==1 and half[0].name.startswith('.'), half
