@@ -61,7 +61,7 @@ class RecipeReport:
     def table(self)->pd.DataFrame: # A row a step
         "The steps as a table"
         df = pd.DataFrame(self.steps, columns=['step','title','lr','epochs','seconds','train_loss','valid_loss','metric'])
-        return df.astype({'epochs': 'Int64'}).rename(columns={'metric': self.metric_name or 'metric'})
+        return df.astype({'epochs': 'Int64', **dict.fromkeys(('train_loss','valid_loss','metric'), float)}).rename(columns={'metric': self.metric_name or 'metric'})
 
     def _shown(self):
         "The table without a word where there is nothing to say: `na_rep` does not reach whole numbers"

@@ -412,7 +412,7 @@ def test_a_dry_run_does_nothing(digits, weights, tmp_path):
     before,rng = copy.deepcopy(learn.model.state_dict()),torch.get_rng_state()
     with learn.no_bar(): r = learn.fit_recipe(dry_run=True, **SHORT)
     assert r.dry_run and not r.finished and [o['step'] for o in r.steps]==list(range(1,9)) and [o['epochs'] for o in r.steps if o['epochs']]==[1,1,3]
-    assert all(o['seconds']>0 for o in r.steps if o['step'] in (2,3,4,7,8))
+    assert all(o['seconds']>0 for o in r.steps if o['step'] in (2,3,4,7,8)) and 'None' not in repr(r)+r._repr_html_()
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items()) and torch.equal(rng, torch.get_rng_state()) and not list(tmp_path.rglob('*'))
     with learn.no_bar(): r = learn.fit_recipe(dry_run=True, n_cycles=0, head_cycles=2)
     assert [o['step'] for o in r.steps]==[1,2,3,4]
