@@ -76,7 +76,7 @@ def our_loop(head, bs, n_epoch):
         data = _Data(head, np.arange(len(head.dls.train.dataset)), bs)
         lrs = settings[0].lrs(data.n_iter, n_epoch*data.n_iter)[:,None]
         engine = (_Together if data.on_gpu else _InTurn)(head, [_new_head(head.model, settings[0])], settings, adam, lrs)
-        _train(head, engine, data, n_epoch, warnings.warn, iter(()), ['one'])
+        _train(engine, data, n_epoch, warnings.warn, iter(()), ['one'])
     return fit
 
 def bench_loop(o):

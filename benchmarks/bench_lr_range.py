@@ -19,7 +19,7 @@ from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
 from fastai_clr.all import demo_pictures, demo_weights, picture_dls, picture_learner
 from fastai_clr.resume import keep_state
-from results import timed, write_section
+from results import met, timed, write_section
 
 ARCH,GRID = 'tf_efficientnet_lite0',np.geomspace(1e-4, 1e-1, 9)
 RULES = ('valley','slide','minimum','steep','ours')
@@ -115,7 +115,7 @@ def bench_rules(o):
 |---|---|---|---|---|
 {body}
 
-Mean ratio: {', '.join(f'{k} {v:.3f}' for k,v in avg.items())}. `lr_range_test` at most 5% above the grid's best on each task: {'met' if worst<=1.05 else '**not met**'} (worst {worst:.3f}). No rule of fastai's better on average: {'met' if not ahead else f"**not met** ({', '.join(ahead)})"}.""")
+Mean ratio: {', '.join(f'{k} {v:.3f}' for k,v in avg.items())}. `lr_range_test` at most 5% above the grid's best on each task: {met(worst<=1.05)} (worst {worst:.3f}). No rule of fastai's better on average: {'met' if not ahead else f"**not met** ({', '.join(ahead)})"}.""")
 
 # What a test costs
 
@@ -144,7 +144,7 @@ def bench_cost(o):
 | the test | {a:.2f} | | | |
 | the same batches trained plainly | {b:.2f} | | | |
 | the same passes by `validate` | {c:.2f} | | | |
-| test without its passes ÷ plain | | {ratio:.3f} | at most 1.1 | {'met' if ratio<=1.1 else '**not met**'} |""")
+| test without its passes ÷ plain | | {ratio:.3f} | at most 1.1 | {met(ratio<=1.1)} |""")
 
 PARTS = dict(rules=bench_rules, cost=bench_cost)
 

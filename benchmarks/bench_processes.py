@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 from fastai_clr.all import demo_pictures, demo_weights, picture_dls, picture_learner
 from fastai_clr.precompute import _order, _Precompute, _rows, split_model
-from results import write_section
+from results import met, write_section
 
 def timed(f):
     if distributed.is_initialized(): distributed.barrier()
@@ -68,7 +68,7 @@ def main(o):
 | one process, two threads | {one:.2f} | | | |
 | what it computes, with nothing to write | {alone:.2f} | writing costs {one/alone-1:.1%} | | |
 | two processes, a thread each | {two:.2f} | {two/one:.2f} of it | reported | |
-| its own share, two processes side by side | {pure:.2f} | sharing and joining cost {two/pure-1:.1%} | at most 3% | {'met' if two/pure<=1.03 else '**not met**'} |""")
+| its own share, two processes side by side | {pure:.2f} | sharing and joining cost {two/pure-1:.1%} | at most 3% | {met(two/pure<=1.03)} |""")
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -135,24 +135,25 @@ def measure(o):
                 tmp.rename(tmp.with_suffix('.json'))
                 print(f"{name} {method} seed {seed}: valid {res['valid']:.4f} test {res['test']:.4f} {res['seconds']:.1f} s", flush=True)
 
-def means(o, name):
-    "By method, means over the seeds that have all of it; 'fine_tune(n)' is the better of the two lrs"
-    res = {}
-    for m in [*METHODS, *(f'fine_tune({n})' for n in TUNE)]:
-        per = [{k: read(o, name, k, s) for k in METHODS} for s in o.seeds]
-        got = [tuned(p, int(m[10:-1])) if m.endswith(')') else p[m] for p in per]
-        got = [g for g in got if g]
-        if got: res[m] = dict({k: mean(g[k] for g in got) for k in ('seconds','test','valid')}, seeds=len(got))
-    return res
+def measured(o, name):
+    "By method, the cells by seed; 'fine_tune(n)' is the better of the two lrs"
+    per = {s: {k: c for k in METHODS if (c := read(o, name, k, s))} for s in o.seeds}
+    res = {m: {s: p[m] for s,p in per.items() if m in p} for m in METHODS}
+    for n in TUNE: res[f'fine_tune({n})'] = {s: c for s,p in per.items() if (c := tuned(p, n))}
+    return {m: r for m,r in res.items() if r}
+
+def means(cells): return {k: mean(c[k] for c in cells.values()) for k in ('seconds','test','valid')}
 
 def targets_table(by_set):
-    "The figures aimed at, as far as they are measured"
-    def gain(a, b): return {n: 100*(r[a]['test']-r[b]['test']) for n,r in by_set.items() if a in r and b in r}
+    "The figures aimed at, as far as they are measured: means over the seeds that have both"
+    def pairs(a, b): return {n: seeds for n,r in by_set.items() if (seeds := sorted({*r.get(a, ())} & {*r.get(b, ())}))}
     def line(what, ours, peer, least_mean, least):
-        g = gain(ours, peer)
+        both = pairs(ours, peer)
+        g = {n: 100*mean(by_set[n][ours][s]['test']-by_set[n][peer][s]['test'] for s in seeds) for n,seeds in both.items()}
         ok = g and mean(g.values())>=least_mean and min(g.values())>=least
         return dict(recipe=what, against=peer, wanted=f'mean at least {least_mean:g}' if least==-100 else f'mean at least {least_mean:g}, each at least {least:g}',
-            points=', '.join(f'{n} {v:+.1f}' for n,v in g.items()), mean=f'{mean(g.values()):+.1f}' if g else '', result=met(ok) if len(g)==len(by_set) else 'owed')
+            points=', '.join(f'{n} {v:+.1f}' for n,v in g.items()), mean=f'{mean(g.values()):+.1f}' if g else '',
+            seeds=', '.join(map(str, sorted({len(s) for s in both.values()}))), result=met(ok) if len(g)==len(by_set) else 'owed')
     return [line('a sixth of the time of fine_tune(3)', 'recipe 3/6', 'fine_tune(3)', 0, -100), line('the time of fine_tune(3)', 'recipe 3', 'fine_tune(3)', 3, 0),
         line('the time of fine_tune(5)', 'recipe 5', 'fine_tune(5)', 2, -100), line('the time of fine_tune(10)', 'recipe 10', 'fine_tune(10)', 2, -100),
         line('a sixth of the time of fine_tune(3)', 'recipe 3/6', 'logistic', 0, 0), line('the time of fine_tune(10)', 'recipe 10', 'logistic', 1.5, 1.5)]
@@ -164,7 +165,7 @@ def picture(by_set, file):
     for ax,(name,r) in zip(axs[0], by_set.items()):
         for label,keys,style in (('fit_recipe',[f'recipe {k}' for k in ('3/6','3','5','10')],'o-k'), ('fine_tune',[f'fine_tune({n})' for n in TUNE],'s--C0'),
                                  ('logistic regression',['logistic'],'^C1'), ('head by hand',['by hand'],'vC2')):
-            got = [r[k] for k in keys if k in r]
+            got = [means(r[k]) for k in keys if k in r]
             ax.plot([g['seconds'] for g in got], [100*g['test'] for g in got], style, label=label)
         ax.set(title=name, xlabel='seconds', xscale='log')
         low,high = ax.get_xlim()
@@ -176,16 +177,31 @@ def picture(by_set, file):
     fig.tight_layout()
     fig.savefig(file, dpi=110)
 
+def owed(o):
+    "Which cells are not measured, a phrase a method"
+    gone = {m: [(n,s) for n in o.data for s in o.seeds if read(o, n, m, s) is None] for m in METHODS}
+    if not any(gone.values()): return ''
+    def where(cells):
+        by_seed = {s: [n for n,k in cells if k==s] for s in o.seeds}
+        return '; '.join(f"seed {s}{'' if len(ns)==len(o.data) else ' of '+', '.join(ns)}" for s,ns in by_seed.items() if ns)
+    return (f" Not measured yet, {sum(map(len, gone.values()))} of {len(o.data)*len(METHODS)*len(o.seeds)} cells: "
+        f"{', '.join(f'{m} ({where(c)})' for m,c in gone.items() if c)}.")
+
+def machines(by_set):
+    "Where the cells were measured, by seed: seconds of two machines are not compared"
+    by_seed = {}
+    for cells in (c for r in by_set.values() for c in r.values()):
+        for s,c in cells.items(): by_seed.setdefault(s, set()).add(c.get('machine', 'a machine not noted'))
+    return '; '.join(f"seed {s} on {' and '.join(sorted(ms))}" for s,ms in sorted(by_seed.items()))
+
 def report(o):
-    by_set = {n: r for n in o.data if (r := means(o, n))}
-    rows = [dict(set=n, method=m, seconds=f"{v['seconds']:.0f}", valid=f"{100*v['valid']:.1f}", test=f"{100*v['test']:.1f}", seeds=v['seeds'])
-        for n,r in by_set.items() for m,v in r.items() if not m.startswith('fine_tune') or m.endswith(')')]
-    missing = [f'{n} {m} seed {k}' for n in o.data for m in METHODS for k in o.seeds if read(o, n, m, k) is None]
-    owed = f" Not measured yet, {len(missing)} of {len(o.data)*len(METHODS)*len(o.seeds)} cells: {', '.join(missing)}." if missing else ''
+    by_set = {n: r for n in o.data if (r := measured(o, n))}
+    rows = [dict(set=n, method=m, **{k: f"{v:.0f}" if k=='seconds' else f"{100*v:.1f}" for k,v in means(c).items()}, seeds=len(c))
+        for n,r in by_set.items() for m,c in r.items() if not m.startswith('fine_tune') or m.endswith(')')]
     if o.section==TITLE: picture(by_set, Path(__file__).with_name('recipe.png'))
     section = '' if o.section==TITLE else f' --section {o.section!r}'
     write_section(o.section, f"bench_recipe.py {' '.join(f'--data {n}=PATH' for n in o.data)} --seeds {' '.join(map(str, o.seeds))}{section} --table",
-        f"tf_efficientnet_lite0, {o.size} px, on {o.device}; accuracy in percent, means over the seeds.{owed} Points against the peer on the test part:"
+        f"tf_efficientnet_lite0, {o.size} px, on {o.device}; accuracy in percent, means over the seeds. Measured with {machines(by_set)}.{owed(o)} Points against the peer on the test part:"
         f"\n\n{table(targets_table(by_set))}\n\n{table(rows)}")
 
 if __name__=='__main__':

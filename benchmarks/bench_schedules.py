@@ -14,7 +14,7 @@ from fastai.optimizer import SGD
 from fastai.test_utils import synth_learner
 from fastai_clr.cycles import CycleScheduler
 from fastai_clr.schedules import CosineRestarts, Triangular
-from results import write_section
+from results import met, write_section
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR
 
@@ -79,10 +79,10 @@ if __name__=='__main__':
     ok = all(slowest<v for v in list(ats.values())[2:]),all(o<=MOST for o in part)
     write_section('The cost of a schedule', 'bench_schedules.py', f"""Three parameter groups, lr only, one thread, {o.rounds} rounds.
 
-`at` below every peer: **{'met' if ok[0] else 'not met'}**. The peers' steps write the lrs into a torch optimizer besides; ours does that in the callback, below.
+`at` below every peer: {met(ok[0])}. The peers' steps write the lrs into a torch optimizer besides; ours does that in the callback, below.
 
 {table(ats, 'CosineRestarts.at')}
 
-The whole callback at most {MOST} of ParamScheduler: **{'met' if ok[1] else 'not met'}** ({part[0]:.3f} of it for the two events, {part[1]:.3f} for all {len(every)} that fastai sends in a batch).
+The whole callback at most {MOST} of ParamScheduler: {met(ok[1])} ({part[0]:.3f} of it for the two events, {part[1]:.3f} for all {len(every)} that fastai sends in a batch).
 
 {table(cbs, names[0])}""")

@@ -16,7 +16,7 @@ from fastai.torch_core import set_seed
 from fastai_clr.resume import Resumable
 from fastai_clr.snapshots import SnapshotSaver
 from fastai_clr.all import demo_pictures, demo_weights, picture_dls, picture_learner
-from results import timed, write_section
+from results import met, timed, write_section
 
 ARCH,LR = 'tf_efficientnet_lite0',1e-3
 
@@ -123,9 +123,9 @@ def bench_cost(o):
 | | | target | |
 |---|---|---|---|
 | an epoch with its validation and snapshot | {epoch:.1f} s | | |
-| saving a snapshot ({mb[0]:.1f} MB) | {save:.3f} s, {save/epoch:.2%} of the epoch | at most 2% | {'met' if save/epoch<=.02 else '**not met**'} |
+| saving a snapshot ({mb[0]:.1f} MB) | {save:.3f} s, {save/epoch:.2%} of the epoch | at most 2% | {met(save/epoch<=.02)} |
 | writing a checkpoint ({mb[1]:.1f} MB) | {check:.3f} s, {check/epoch:.2%} of the epoch | | |
-| resuming, up to the first batch, beyond a plain fit's first batch | {go:.2f} s | at most 5 s | {'met' if go<=5 else '**not met**'} |""")
+| resuming, up to the first batch, beyond a plain fit's first batch | {go:.2f} s | at most 5 s | {met(go<=5)} |""")
 
 def timed_saves(cls, name):
     "A list to which the method's seconds will go"

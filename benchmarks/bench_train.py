@@ -5,7 +5,7 @@ The demo by default (target: at most 240 s and at least 97% on 2 CPU cores); wit
 """
 import argparse, json, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
-from results import write_section
+from results import table, write_section
 
 TARGETS = dict(seconds=240, accuracy=.97)
 
@@ -22,11 +22,6 @@ def score(export, folder):
     learn,files = load_learner(export),get_image_files(folder)
     with learn.no_bar(): probs,_ = learn.get_preds(dl=learn.dls.test_dl(files, num_workers=0))
     return sum(learn.dls.vocab[i]==parent_label(f) for i,f in zip(probs.argmax(1), files))/len(files)
-
-def table(rows):
-    "Dicts as a markdown table"
-    cols = list(rows[0])
-    return '\n'.join(['| '+' | '.join(cols)+' |', '|'+'---|'*len(cols)] + ['| '+' | '.join(str(r[c]) for c in cols)+' |' for r in rows])
 
 def steps(report):
     def num(v, f): return '' if v is None else f.format(v)

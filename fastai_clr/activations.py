@@ -14,7 +14,7 @@ __all__ = ['FORMAT', 'MANIFEST', 'BLOCKS', 'ITEMS', 'hash_bytes', 'hash_array', 
 import enum, errno, hashlib, io, json, os, platform, re, shutil, socket, stat, time, types, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -56,20 +56,23 @@ def _threads():
     "A pool of one thread a core: hashing lets other threads run"
     return ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
 
+def _of_each(m, f):
+    "`f` of each tensor of a module's state, and `describe` of what a module may add to it (`get_extra_state`)"
+    d = m.state_dict()
+    with _threads() as ex: return dict(zip(d, ex.map(lambda o: f(o) if isinstance(o, torch.Tensor) else describe(o), d.values())))
+
 def hash_module(
     m:nn.Module, # Module on any device
 )->dict: # Hash of each weight and buffer, by its name
-    "Hashes of all weights and buffers of `m`, one thread a core"
-    d = m.state_dict()
-    with _threads() as ex: return dict(zip(d, ex.map(hash_array, d.values())))
+    "Hashes of all weights and buffers of `m`, one thread a core; what else its state holds as `describe` has it"
+    return _of_each(m, hash_array)
 
 # %% ../nbs/07_activations.ipynb #bc521345
 def sum_module(
     m:nn.Module, # Module on any device
 )->dict: # Dtype, shape and CRC-32 of each weight and buffer, by its name
-    "Checksums of all weights and buffers of `m`, one thread a core"
-    d = m.state_dict()
-    with _threads() as ex: return dict(zip(d, ex.map(lambda t: (t.dtype, t.shape, zlib.crc32(_bits(t))), d.values())))
+    "Checksums of all weights and buffers of `m`, one thread a core; what else its state holds as `describe` has it"
+    return _of_each(m, lambda t: (t.dtype, t.shape, zlib.crc32(_bits(t))))
 
 # %% ../nbs/07_activations.ipynb #e3f2125e
 class CannotDescribe(TypeError):
@@ -98,6 +101,7 @@ def describe(
     if o is None or type(o) in (bool,int,float,str): return o
     if isinstance(o, np.generic): return describe(o.item())
     if isinstance(o, (str,os.PathLike)): return str(o)
+    if isinstance(o, np.ndarray) and o.dtype.hasobject: return describe(o.tolist())
     if isinstance(o, (np.ndarray,torch.Tensor)): return {'shape': list(o.shape), 'dtype': str(o.dtype), 'hash': hash_array(o)}
     if isinstance(o, (torch.dtype,torch.device)): return str(o)
     if isinstance(o, dict) and all(isinstance(k, str) for k in o): return {str(k):describe(v) for k,v in o.items()}
@@ -190,6 +194,10 @@ def _replace(path, write):
         write(tmp)
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
+
+def _keep_items(folder, items):
+    "Write the items that a store was made from, if they are known and other than those beside it"
+    if items is not None and not np.array_equal(items, _read_items(folder/ITEMS)): _replace(folder/ITEMS, partial(_save, a=items))
 
 # %% ../nbs/07_activations.ipynb #edc3f110
 def fingerprint(
@@ -344,13 +352,10 @@ class StoreWriter:
         try: self.root.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise OSError(f"activations can't be kept in {self.root}: {e}; pass another `path`") from e
         if not os.access(self.root, os.W_OK): raise PermissionError(f"activations can't be kept in {self.root}: no permission to write there; pass another `path`")
-        self.lock = _locked(self.root, self.key, self.say)
-        with self._space(): self.lock.__enter__()
-        try:
-            with self._space(): self._open()
-        except BaseException as e:
-            self.lock.__exit__(type(e), e, e.__traceback__)
-            raise
+        with ExitStack() as stack, self._space():
+            stack.enter_context(_locked(self.root, self.key, self.say))
+            self._open()
+            self.held = stack.pop_all()
         return self
 
     def __exit__(self, *args):
@@ -358,7 +363,7 @@ class StoreWriter:
         empty = not self.blocks['done'].any()
         self.arrays = self.blocks = self.store = None
         if empty: shutil.rmtree(self.folder, ignore_errors=True)
-        self.lock.__exit__(*args)
+        self.held.close()
 
 # %% ../nbs/07_activations.ipynb #d90f0953
 @patch
@@ -376,12 +381,12 @@ def _open(self:StoreWriter):
     else: self.block = self.store.block
     for o in self.store.damage: self.say(f'Damaged in {self.folder}: {o}')
     self.blocks = self._array(BLOCKS, (-(-self.n//self.block),), _block)
-    self.arrays = {k: self._array(f'{k}.npy', tuple(v['shape']), _as_numpy(v['dtype'])) for k,v in self.store.info.items()}
+    self.arrays = self._arrays(self.store.info)
     self.store.blocks,self.store.arrays,self.store.damage = self.blocks,self.arrays,[]
     self.blocks['done'] = self.blocks['done'].view('u1')!=0   # a damaged mark may be neither
     bad = self.store.verify() if self.arrays else np.flatnonzero(self.blocks['done'])
     self.blocks['done'][bad] = False
-    if self.items is not None and not np.array_equal(self.items, _read_items(self.folder/ITEMS)): _replace(self.folder/ITEMS, partial(_save, a=self.items))
+    _keep_items(self.folder, self.items)
     if len(bad): self.say(f'{len(bad)} of {len(self.blocks)} blocks in {self.folder} are damaged: making them again')
     self.missing = np.flatnonzero(~self.blocks['done'])
 
@@ -428,22 +433,25 @@ def _array(self:StoreWriter, name, shape, dtype):
 
 
 
+
 # %% ../nbs/07_activations.ipynb #2445d8df
+@patch
+def _arrays(self:StoreWriter, info): return {k: self._array(f'{k}.npy', tuple(v['shape']), _as_numpy(v['dtype'])) for k,v in info.items()}
+
 @patch
 def _allocate(self:StoreWriter, file, shape, dtype):
     np.lib.format.open_memmap(file, mode='w+', dtype=dtype, shape=shape).flush()
     _reserve(file, file.stat().st_size)
 
 # %% ../nbs/07_activations.ipynb #4ef79bf6
+@patch
 @contextmanager
-def _said_where(root):
+def _space(self:StoreWriter):
+    "Say in words that the disk is full, and which"
     try: yield
     except OSError as e:
         if e.errno not in (errno.ENOSPC,errno.EDQUOT) and not any(o in str(e) for o in ('requested and','Not enough free space')): raise   # numpy's words
-        raise OSError(errno.ENOSPC, f"No space left on the disk of {root}: make room, or pass another `path`") from e
-
-@patch
-def _space(self:StoreWriter): return _said_where(self.root)
+        raise OSError(errno.ENOSPC, f"No space left on the disk of {self.root}: make room, or pass another `path`") from e
 
 @patch
 def check_room(self:StoreWriter,
@@ -468,7 +476,7 @@ def new(self:StoreWriter,
     taken = sum(f.stat().st_blocks*512 for f in files.values() if f.is_file() and hasattr(f.stat(), 'st_blocks'))
     self.check_room(sum(int(np.prod(v['shape']))*_as_numpy(v['dtype']).itemsize for v in info.values())-taken)
     self.blocks['done'] = False
-    with self._space(): self.arrays = {k: self._array(f'{k}.npy', tuple(v['shape']), _as_numpy(v['dtype'])) for k,v in info.items()}
+    with self._space(): self.arrays = self._arrays(info)
     self._update(arrays=info)
     self.missing,self.store = np.arange(len(self.blocks)),ActivationStore(self.folder)
     self.store.blocks,self.store.arrays = self.blocks,self.arrays
@@ -608,7 +616,9 @@ def _listed(file):
     "What `list_stores` says of the store of a manifest; `None` if it isn't one of ours, or was deleted meanwhile"
     with suppress(FileNotFoundError):
         if _parts_of(file) is None: return None
-        try: d,whole = _read_manifest(file.parent),ActivationStore(file.parent).is_whole
+        try:
+            store = ActivationStore(file.parent)
+            d,whole = store.manifest,store.is_whole
         except (ValueError,KeyError,TypeError): d,whole = {'about': 'damaged, or made by another version'},False
         made = None
         with suppress(KeyError, ValueError, TypeError): made = datetime.fromisoformat(d['made']).timestamp()
@@ -624,7 +634,7 @@ def mark_used(
     with suppress(OSError):
         os.utime(store.folder/MANIFEST)
         store.folder.with_name(f'.{store.folder.name}.holder').unlink(missing_ok=True)   # of a process that was killed as it finished
-        if items is not None and not np.array_equal(items, _read_items(store.folder/ITEMS)): _replace(store.folder/ITEMS, partial(_save, a=items))
+        _keep_items(store.folder, items)
 
 # %% ../nbs/07_activations.ipynb #dd65b300
 def prune(

@@ -141,7 +141,7 @@ def _try_batch(learn, arch, size):
         with learn.no_bar(): learn.get_preds(dl=[learn.dls.valid.one_batch()])
     except (RuntimeError,AssertionError,TypeError,ValueError) as e:
         if type(e).__name__=='OutOfMemoryError': raise
-        raise ValueError(f"`--arch` {arch} can't take pictures of `--size` {size}: {next(iter(str(e).splitlines()), type(e).__name__)}") from e
+        raise ValueError(f"`--arch` {arch} can't take pictures of `--size` {size}: {_first_line(e)}") from e
 
 def _export(learn, report):
     "Write `export.pkl`, of the ensemble if that is the best"
@@ -234,10 +234,10 @@ def clr_train(
     cycles:int=3, # Step 8: cycles of the whole network at most, each twice as long as the last; 0: without steps 5 to 8
     ratio:float=None, # Step 6: how many times lower the lr of each group is than the next one's; if not given, 10, or 3 if the head alone takes less than half off the loss, or 1 with --no-pretrained
     patience:int=1, # Step 8: cycles without a lower validation loss before training stops
-    flip:bool=True, # Switch off that pictures are mirrored, as digits and text must not be; mirroring
+    flip:bool=True, # Do not mirror pictures at random in training: needed for digits and text; mirroring
     seed:int=42, # Seed of the split and the training
     weights:str=None, # File of pretrained weights of the whole model (.pth, a state dict); if not given, they are downloaded
-    pretrained:bool=True, # Switch off pretrained weights, and begin from random ones; pretrained
+    pretrained:bool=True, # Begin from random weights instead of pretrained ones; pretrained
     device:str=None, # cpu, cuda, cuda:1 or mps; if not given, the GPU when there is one
     fp16:bool=False, # Mixed precision, on an NVIDIA GPU
     time_budget:str=None, # Time for the training, such as 90s, 10m or 1h30m (looking at the pictures, the test set and the export come on top): step 8 is then one cycle that ends with it, without step 4 and whatever --patience is; if not given, no limit
@@ -292,12 +292,12 @@ def _demo(out, arch, weights, pretrained):
 def _pictures_in(path):
     "Pictures below a folder, or the one that a file is, and those that can't be opened"
     from fastai.data.transforms import get_image_files
-    from fastai.vision.utils import verify_image
     from fastcore.parallel import parallel
+    from fastai_clr.data import _look, _visible
     if not path.exists(): raise FileNotFoundError(f"{path} doesn't exist: it must be a folder of pictures, or a picture")
     files = sorted(get_image_files(path)) if path.is_dir() else [path]
-    files = [f for f in files if f==path or not any(o.startswith('.') for o in f.relative_to(path).parts)]
-    ok = list(parallel(verify_image, files, threadpool=True, progress=False))
+    files = [f for f in files if _visible(f, path)]
+    ok = [o is not None for o in parallel(_look, files, threadpool=True, progress=False)]
     bad = [f for f,k in zip(files, ok) if not k]
     if len(bad)==len(files): raise ValueError(f"{path} {'holds no pictures' if path.is_dir() else 'is no picture'} that can be opened")
     if bad: warnings.warn(f"left out {len(bad)} files that can't be opened: {', '.join(map(str, bad[:5]))}{' and others' if len(bad)>5 else ''}")

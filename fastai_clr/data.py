@@ -66,8 +66,10 @@ def demo_weights(
     file = Path(dest)/'tf_efficientnet_lite0.pth'
     file.parent.mkdir(parents=True, exist_ok=True)
     tmp = file.with_name(f'.{file.name}.{os.getpid()}')
-    torch.save(dict(zip(ref, sd.values())), tmp)
-    tmp.replace(file)
+    try:
+        torch.save(dict(zip(ref, sd.values())), tmp)
+        tmp.replace(file)
+    finally: tmp.unlink(missing_ok=True)
     return file
 
 # %% ../nbs/10_data.ipynb #adadb082
@@ -250,7 +252,7 @@ def pick_device(
     "The device to train on; ValueError if it isn't there"
     if device is None: return default_device()
     try: return torch.empty(0, device=device).device
-    except (RuntimeError,AssertionError) as e: raise ValueError(f"`device` {device!r} is not to be had here: {str(e).splitlines()[0]}") from e
+    except (RuntimeError,AssertionError) as e: raise ValueError(f"`device` {device!r} is not to be had here: {_first_line(e)}") from e
 
 def picture_dls(
     path:str|Path, # Folder of class folders, folder of `train` and `valid` folders, or CSV
@@ -300,7 +302,7 @@ def find_arch(
     if name in tv: return getattr(torchvision.models, name)
     there = _timm_names()
     if name in there or (there and name in import_module('timm').list_pretrained()): return name
-    near = difflib.get_close_matches(str(name), {*tv,*there}, n=4, cutoff=.5)
+    near = difflib.get_close_matches(name, {*tv,*there}, n=4, cutoff=.5)
     hint = f"did you mean {', '.join(near)}?" if near else "see torchvision.models.list_models() and timm.list_models()"
     raise ValueError(f"`arch` {name!r} is not known to torchvision{' or timm' if there else ' (timm is not installed: pip install timm)'}: {hint}")
 

@@ -10,8 +10,6 @@ __all__ = []
 # %% ../nbs/09_heads.ipynb #0be256ca
 import copy, itertools, math, time, warnings
 from collections.abc import Sequence
-from numbers import Integral
-from types import SimpleNamespace
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
@@ -21,15 +19,14 @@ from fastai.learner import AvgLoss
 from fastai.losses import BaseLoss, CrossEntropyLossFlat
 from fastai.optimizer import Optimizer
 from fastai.torch_core import norm_bias_params, num_distrib
-from fastprogress.fastprogress import progress_bar
 from matplotlib.axes import Axes
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
-from .cycles import is_finite
+from .cycles import is_finite, is_whole
 from .plots import plot_grid
-from .precompute import HeadLearner, _drop_state, _free_memory, _random_states_kept
+from .precompute import HeadLearner, _bar, _drop_state, _free_memory, _random_states_kept
 from .schedules import CosineRestarts, Schedule
-from .snapshots import _direction, _number
+from .snapshots import _direction, _number, _seen
 
 # %% ../nbs/09_heads.ipynb #94f5d31d
 class _Setting(NamedTuple):
@@ -256,16 +253,16 @@ def _order_of(n, seed, epoch, wgts=None):
 
 class _Data:
     "The rows to train on, in batches, and the order of each epoch"
-    def __init__(self, learn, idxs, bs, seed=0):
+    def __init__(self, learn, idxs, bs):
         dl = learn.dls.train
-        self.rows,self.idxs,self.seed,self.device = dl.dataset,torch.as_tensor(idxs),seed,torch.device(learn.dls.device or 'cpu')
+        self.rows,self.idxs,self.device = dl.dataset,torch.as_tensor(idxs),torch.device(learn.dls.device or 'cpu')
         self.wgts = None if dl.wgts is None else np.asarray(dl.wgts, float)[idxs]
         self.bs = min(bs, len(self.idxs))
         self.whole,rest = divmod(len(self.idxs), self.bs)
         self.rest = 0 if dl.drop_last or rest==1 else rest   # BatchNorm can't do with one row
         self.n_iter = self.whole+(self.rest>0)
 
-    def order(self, epoch): return self.idxs[_order_of(len(self.idxs), self.seed, epoch, self.wgts)].to(self.rows.y.device)
+    def order(self, epoch): return self.idxs[_order_of(len(self.idxs), 0, epoch, self.wgts)].to(self.rows.y.device)
 
     def batch(self, idx):
         x,y = self.rows.batch(idx, False)
@@ -312,7 +309,7 @@ def _train_epoch(engine, data, epoch, graph):
         for i in range(a if graph else 0, a+data.rest, data.bs): engine.step(*data.batch(order[i:min(i+data.bs, a+data.rest)]))
 
 # %% ../nbs/09_heads.ipynb #0dc2f3a9
-def _train(learn, engine, data, n_epoch, say, bar, names):
+def _train(engine, data, n_epoch, say, bar, names):
     "All epochs; the numbers of the heads whose loss stayed finite, and the last epoch's mean losses"
     graph = _Graph(engine, data) if isinstance(engine, _Together) and data.on_gpu and data.whole>3 else None
     alive = list(range(len(names)))
@@ -358,9 +355,9 @@ def _seconds(make, x, y, n=3):
         times.append(time.perf_counter()-start)
     return sorted(times[2:])[n//2]
 
-def _choose(learn, model, settings, adam, data, say):
+def _choose(learn, settings, adam, data, say):
     "The way to train, and how many heads at once; what is measured is thrown away"
-    x,y = data.batch(data.order(0)[:data.bs])
+    (x,y),model = data.batch(data.order(0)[:data.bs]),learn.model
     need,n = _bytes_a_head(model, x),len(settings)
     at_once = int(max(1, min(n, _room(data.device)//need)))
     n_params = sum(p.numel() for p in model.parameters())
@@ -375,7 +372,7 @@ def _choose(learn, model, settings, adam, data, say):
     with _random_states_kept():
         try: together = _seconds(lambda: make(_Together, settings[:2 if data.on_gpu else at_once]), x, y)
         except (RuntimeError,ValueError,TypeError,NotImplementedError,KeyError) as e:
-            warnings.warn(f"these heads can't be trained together ({str(e).splitlines()[0] if str(e) else type(e).__name__}): one after the other")
+            warnings.warn(f"these heads can't be trained together ({next(iter(str(e).splitlines()), type(e).__name__)}): one after the other")
             return _InTurn,at_once
         if data.on_gpu: return _Together,at_once   # a recorded step is faster than any that could be measured
         turn = _seconds(lambda: make(_InTurn, settings[:1]), x, y)*at_once
@@ -384,12 +381,6 @@ def _choose(learn, model, settings, adam, data, say):
     return way,at_once
 
 # %% ../nbs/09_heads.ipynb #892441b8
-def _seen(learn, pred, y):
-    "What a metric asks of a Learner, after a batch"
-    loss = learn.loss_func(pred, y)
-    of_learn = {k: getattr(learn, k) for k in ('loss_func','model','to_detach')}
-    return SimpleNamespace(pred=pred, y=y, yb=(y,), xb=(), loss=loss, dl=learn.dls.train, training=False, **of_learn)
-
 def _scores(learn, engine, data, held, alive):
     "Loss and metrics of each head on the rows `held`: a list of dicts, `None` for those that diverged"
     mets = {k: [AvgLoss(),*map(copy.deepcopy, learn.metrics)] for k in alive}
@@ -399,7 +390,7 @@ def _scores(learn, engine, data, held, alive):
             x,y = (o.to(data.device) for o in data.rows.batch(idx.to(data.rows.y.device), True))
             with _plain(): outs = engine.outputs(x)
             for k,ms in mets.items():
-                seen = _seen(learn, outs[k], y)
+                seen = _seen(learn, outs[k], y, learn.loss_func(outs[k], y), learn.dls.train)
                 for m in ms: m.accumulate(seen)
     res = [dict(zip(['loss',*(o.name for o in learn.metrics)], (_number(m.value) for m in mets[k]))) if k in mets else None for k in range(engine.n)]
     return [o if o is not None and math.isfinite(o['loss']) else None for o in res]
@@ -413,7 +404,7 @@ def _numbers(name, v, least, most=math.inf, above=False):
     return [float(o) for o in vs]
 
 def _whole(name, v, least, most=2**31-1):
-    if isinstance(v, bool) or not isinstance(v, Integral) or not least<=v<=most: raise ValueError(f"`{name}` must be a whole number from {least} to {most:,}, got {v!r}")
+    if not is_whole(v, least) or v>most: raise ValueError(f"`{name}` must be a whole number from {least} to {most:,}, got {v!r}")
     return int(v)
 
 def _seeds(seeds):
@@ -444,34 +435,29 @@ def _metric_of(learn, metric, comp):
     if taken: raise ValueError(f"a metric is named {taken[0]!r}, and so is a column of the leaderboard: give it another name")
     name = (names[0] if names else 'loss') if metric is None else metric
     if name not in (known := ['loss',*names]): raise ValueError(f"`metric` must be one of {', '.join(known)}, got {metric!r}")
-    try: return name,_direction('valid_loss' if name=='loss' else name, comp) is np.less
-    except ValueError as e: raise ValueError(str(e).replace('`monitor=', '`metric=')) from e
+    return name,_direction('valid_loss' if name=='loss' else name, comp, 'metric') is np.less
 
-def _make_settings(learn, model, lr, wd, ps, seeds, scheds):
+def _make_settings(learn, lr, wd, ps, seeds, scheds):
     own_lr,own_wd = _own_hypers(learn)
     lrs,wds = _numbers('lr', own_lr if lr is None else lr, 0, above=True),_numbers('wd', own_wd if wd is None else wd, 0)
-    if ps is not None and not any(isinstance(o, nn.Dropout) for o in model.modules()): raise ValueError("`ps` is for heads with nn.Dropout, and this one has none: leave it out")
+    if ps is not None and not any(isinstance(o, nn.Dropout) for o in learn.model.modules()): raise ValueError("`ps` is for heads with nn.Dropout, and this one has none: leave it out")
     pss = [None] if ps is None else _numbers('ps', ps, 0, 1)
     return [_Setting(*o) for o in itertools.product(lrs, wds, pss, scheds, seeds)]
 
 
 
 # %% ../nbs/09_heads.ipynb #056413d2
-def _bar(learn, n):
-    "A bar over passes and epochs, where the Learner has bars"
-    return iter(progress_bar(range(n), leave=False) if hasattr(learn, 'progress') else ())
-
 def _row(s, loss, scores): return dict(lr=s.lr, wd=s.wd, ps=s.ps, sched=s.sched, seed=s.seed, train_loss=float(loss), **(scores or {}), setting=s)
 
-def _run_grid(learn, model, settings, adam, data, held, n_epoch, say):
+def _run_grid(learn, settings, adam, data, held, n_epoch, say):
     "Train all settings, as many at once as there is room for; a row a head, and the way that was taken"
-    way,at_once = _choose(learn, model, settings, adam, data, say)
-    bar,rows = _bar(learn, n_epoch*math.ceil(len(settings)/at_once)),[]
+    way,at_once = _choose(learn, settings, adam, data, say)
+    bar,rows = iter(_bar(learn)(range(n_epoch*math.ceil(len(settings)/at_once)))),[]   # over passes and epochs
     for i in range(0, len(settings), at_once):
         part = settings[i:i+at_once]
         lrs = np.stack([s.lrs(data.n_iter, n_epoch*data.n_iter) for s in part], 1)
-        engine = way(learn, [_new_head(model, s) for s in part], part, adam, lrs)
-        alive,losses = _train(learn, engine, data, n_epoch, warnings.warn, bar, list(map(str, part)))
+        engine = way(learn, [_new_head(learn.model, s) for s in part], part, adam, lrs)
+        alive,losses = _train(engine, data, n_epoch, warnings.warn, bar, list(map(str, part)))
         scores = _scores(learn, engine, data, held, alive) if alive else [None]*len(part)
         rows += map(_row, part, losses.tolist(), scores)
     for _ in bar: pass   # where heads diverged it is not at its end, and only there it goes away
@@ -505,18 +491,18 @@ def fit_grid(self:HeadLearner,
     "Train a head for every combination, all on the same batches, in one pass over the store; score them on training rows that were held out, train the best again on all rows, and install it in this Learner, and so in the whole model. Callbacks have no part in it; with dropout, results depend on which way was the faster. After an error the head is as it was"
     self.check_fresh()
     if isinstance(self.loss_func, (nn.Module,BaseLoss)): self.loss_func.to(self.dls.device)   # its weights, as a fit does it
-    if num_distrib()>1: raise ValueError("`fit_grid` works in one process, and here are several: call it before `distrib_ctx`")
+    if num_distrib()>1: raise ValueError("`fit_grid` works in one process, and here are several: call it in a run without `torchrun` or `accelerate launch`")
     n_epoch,n,bs = _whole('n_epoch', n_epoch, 1),len(self.dls.train.dataset),_whole('bs', self.dls.bs if bs is None else bs, 1)
     if not is_finite(held_pct) or not 0<held_pct<1: raise ValueError(f"`held_pct` must be a share of the training rows, above 0 and below 1, got {held_pct!r}")
     name,lower = _metric_of(self, metric, comp)
     if bs==1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules()): raise ValueError("`bs` must be at least 2 for a head with BatchNorm, got 1")
     mine,held = _hold_out(n, held_pct)
     data,adam = _Data(self, mine, bs),_adam_hypers(self)
-    settings = _make_settings(self, self.model, lr, wd, ps, _seeds(seeds), _check_scheds(sched, n_epoch, data.n_iter))
+    settings = _make_settings(self, lr, wd, ps, _seeds(seeds), _check_scheds(sched, n_epoch, data.n_iter))
     say = self.logger if self.logger is print else lambda o: None
     _warn_not_reset(self.model)
     with _random_states_kept():
-        rows,way = _run_grid(self, self.model, settings, adam, data, held, n_epoch, say)
+        rows,way = _run_grid(self, settings, adam, data, held, n_epoch, say)
         ranked = _best(rows, name, lower)
         if not math.isfinite(ranked[0].get(name, math.nan)): raise ValueError("all heads diverged: try lower learning rates. The head is as it was")
         _install(self, ranked[0]['setting'], way if data.on_gpu else _InTurn, adam, _Data(self, np.arange(n), bs), n_epoch, say)
@@ -529,7 +515,7 @@ def _install(learn, s, way, adam, data, n_epoch, say):
     "Train the setting's head on all rows, and put its weights and its dropout into the Learner's head"
     say(f"best: {s}; training it on all {len(data.idxs):,} rows")
     engine = way(learn, [_new_head(learn.model, s)], [s], adam, s.lrs(data.n_iter, n_epoch*data.n_iter)[:,None])
-    alive,_ = _train(learn, engine, data, n_epoch, warnings.warn, iter(()), [str(s)])
+    alive,_ = _train(engine, data, n_epoch, warnings.warn, iter(()), [str(s)])
     state = engine.state(0)
     if not alive or not all(torch.isfinite(v).all() for v in state.values()): raise ValueError(f"the best head ({s}) diverged when it was trained on all rows: try lower learning rates. The head is as it was")
     learn.model.load_state_dict(state)

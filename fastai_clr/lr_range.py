@@ -10,7 +10,6 @@ __all__ = ['range_bounds', 'LRRange', 'LRSuggestions', 'GroupLRs']
 # %% ../nbs/06_lr_range.ipynb #28095074
 import math, random, warnings
 from copy import deepcopy
-from numbers import Integral
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -22,7 +21,7 @@ from fastai.torch_core import no_random
 from fastprogress.fastprogress import progress_bar
 from matplotlib.axes import Axes
 from torch.utils.data import IterableDataset
-from .cycles import batches_per_epoch, is_finite, peak_lrs
+from .cycles import batches_per_epoch, is_finite, is_whole, peak_lrs
 from .fit import _group_names
 from .plots import plot_group_lrs, plot_lr_range, plot_lr_suggestions
 from .resume import _generators, keep_state
@@ -167,10 +166,6 @@ def _pick_metric(learn, metric):
     if metric.name in ('lr','train_loss','valid_loss'): raise ValueError(f"`metric` is named {metric.name!r}, and so is a column of the curve: give it another name")
     return metric,metric.name
 
-def _is_lower(name, comp):
-    try: return _direction(name, comp) is np.less
-    except ValueError as e: raise ValueError(str(e).replace('`monitor=', '`metric=')) from e
-
 def _valid_part(learn, valid_pct):
     "A DataLoader of a part of the validation set, drawn at random but always the same; `None` for all of it"
     if valid_pct==1: return None
@@ -218,15 +213,13 @@ def _check_range(lr_min, n_epoch, every, valid_pct, ratio):
     for k,v in dict(lr_min=lr_min, n_epoch=n_epoch, valid_pct=valid_pct, ratio=ratio).items():
         if not is_finite(v) or v<=0: raise ValueError(f"`{k}` must be a finite number above 0, got {v!r}")
     if valid_pct>1: raise ValueError(f"`valid_pct` is a share of the validation set, above 0 and at most 1, got {valid_pct!r}")
-    if every is not None and (isinstance(every, bool) or not isinstance(every, Integral) or every<1): raise ValueError(f"`every` must be a whole number of batches, at least 1, or None, got {every!r}")
+    if every is not None and not is_whole(every): raise ValueError(f"`every` must be a whole number of batches, at least 1, or None, got {every!r}")
 
 def _scales(learn, lr_max, ratio):
     "Lr of each group as a share of the last one's, and the last one's end if it is given"
     if learn.opt is None: learn.create_opt()
-    n,ratio = len(learn.opt.hypers),float(ratio)
-    if lr_max is None: return [ratio**-(n-1-i) for i in range(n)],None
-    peaks = np.ravel(peak_lrs(learn, lr_max))
-    if len(peaks)==1: return [ratio**-(n-1-i) for i in range(n)],float(peaks[0])
+    peaks = None if lr_max is None else np.ravel(peak_lrs(learn, lr_max))
+    if peaks is None or len(peaks)==1: return learn.group_lrs(1., ratio).tolist(),None if peaks is None else float(peaks[0])
     if ratio!=1: raise ValueError("`ratio` and an `lr_max` for each group exclude each other: leave one out")
     return (peaks/peaks[-1]).tolist(),float(peaks[-1])
 
@@ -269,7 +262,7 @@ def lr_range_test(self:Learner,
     "LR range test on a metric (Smith 2017, arXiv:1506.01186, sec. 3.3): where it starts to rise and where it falters, by `range_bounds`. The Learner is afterwards as before, after an error too, and nothing is written. ValueError or TypeError on arguments that make no sense"
     _check_range(lr_min, n_epoch, every, valid_pct, ratio)
     met,name = _pick_metric(self, metric)
-    lower,had = _is_lower(name, comp),(self.opt,self.lr)
+    lower,had = _direction(name, comp, 'metric') is np.less,(self.opt,self.lr)
     if len(self.dls.loaders)<2: raise ValueError("a range test measures on the validation set, and this Learner has none: use `lr_find`")
     try:
         scale,end = _scales(self, lr_max, ratio)
@@ -304,7 +297,7 @@ class LRSuggestions(NamedTuple):
 
 # %% ../nbs/06_lr_range.ipynb #bb24fd60
 def _check_sweep(num_it, start_lr, end_lr, least=30):
-    if isinstance(num_it, bool) or not isinstance(num_it, Integral) or num_it<least: raise ValueError(f"`num_it` must be a whole number of batches, at least {least}, got {num_it!r}")
+    if not is_whole(num_it, least): raise ValueError(f"`num_it` must be a whole number of batches, at least {least}, got {num_it!r}")
     if not all(is_finite(o) and o>0 for o in (start_lr,end_lr)) or start_lr>=end_lr: raise ValueError(f"`start_lr` and `end_lr` must be above 0 and finite, the first the lower, got {start_lr!r} and {end_lr!r}")
 
 def _seeded_sweep(learn, lrs, seed):
@@ -329,7 +322,7 @@ def lr_suggestions(self:Learner,
 )->LRSuggestions: # (table, lrs, losses)
     "What fastai's four rules suggest on the curve of `lr_find`, over many seeds; the Learner is afterwards as before, and nothing is written"
     _check_sweep(num_it, start_lr, end_lr)
-    if isinstance(n_seeds, bool) or not isinstance(n_seeds, Integral) or n_seeds<1: raise ValueError(f"`n_seeds` must be a whole number of sweeps, at least 1, got {n_seeds!r}")
+    if not is_whole(n_seeds): raise ValueError(f"`n_seeds` must be a whole number of sweeps, at least 1, got {n_seeds!r}")
     lrs = _exponential(start_lr, end_lr, num_it)
     losses = np.array([_seeded_sweep(self, lrs, None if i==0 else i) for i in range(n_seeds)])
     if not np.isfinite(losses[:,0]).any(): warnings.warn(f"no learning rate is suggested: {_at_once(start_lr).replace('lr_min', 'start_lr')}")

@@ -19,12 +19,12 @@ from fastai.learner import Learner
 from PIL import Image
 from fastai.torch_core import get_model, num_distrib
 from torch import nn
-from . import cycles, fit   # for the Learner methods they add; chkstyle: ignore
+from . import fit   # for the Learner methods it adds; chkstyle: ignore
 from .activations import MANIFEST, hash_bytes, hash_module
 from .cycles import CycleScheduler, batches_per_epoch, peak_lrs
-from .precompute import split_model
+from .precompute import split_learner
 from .resume import _differences, _seal, keep_state
-from .snapshots import _file, _folder, _mean_state, _number, _preds, _scores, _weights_kept, _write_atomic, _write_snapshot
+from .snapshots import _file, _folder, _load, _mean_state, _number, _preds, _scores, _weights_kept, _write_atomic, _write_json, _write_snapshot
 
 # %% ../nbs/11_recipe.ipynb #e0d72216
 _titles = {1: 'Pretrained network and augmentation', 2: 'lr_find', 3: 'Head on precomputed activations', 4: 'Head with augmentation',
@@ -114,8 +114,8 @@ def _values(rec, i):
 # %% ../nbs/11_recipe.ipynb #1193c671
 class _Run:
     "Does steps, says what it does, writes down what came out, and notes what it needs to go on"
-    def __init__(self, learn, report, notes, budget):
-        self.learn,self.report,self.notes,self.budget,self.current,self.models = learn,report,notes,budget,1,[]
+    def __init__(self, learn, report, notes, budget, split):
+        self.learn,self.report,self.notes,self.budget,self.split,self.current,self.models = learn,report,notes,budget,split,1,[]
         self.begun,self.before = time.monotonic(),notes.get('spent', 0.)
 
     def say(self, s): print(s, flush=True) if self.learn.logger is print else None
@@ -168,7 +168,7 @@ class _Notes(dict):
 
     def put(self, new):
         self.update(new)
-        _write_atomic(self.file, lambda f: f.write_text(json.dumps(dict(self, seal=_seal(self)), indent=1), encoding='utf-8'))
+        _write_json(self.file, dict(self, seal=_seal(self)))
 
     def once(self, key, f):
         "What was noted under `key`; if nothing was, what `f` gives, which is noted"
@@ -244,22 +244,24 @@ def _judge(report, learn, preds, targs, n_mistakes=12):
                                     name=getattr(name, 'name', ''), picture=_thumbnail(ds[i][0])))
 
 # %% ../nbs/11_recipe.ipynb #b2acb785
-def _body(learn): return split_model(get_model(learn.model), learn.splitter)[0]
-
 class BodyStatsFrozen(Callback):
     "Keep the BatchNorm statistics of the body as they are: its BatchNorm layers stay in eval mode while training"
     run_valid = False
 
+    def __init__(self,
+        split=None, # Function of the Learner that returns (body, head), as for `precompute`; `None`: as `split_model` finds them
+    ): self.split = split
+
     def before_train(self):
-        for m in _body(self.learn).modules():
+        for m in split_learner(self.learn, self.split)[0].modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
 
 @contextmanager
-def _frozen_for_good(learn):
+def _frozen_for_good(learn, split):
     "A `learn` whose body, while frozen, doesn't change at all; its optimizer is a new one, and gone afterwards"
     was,learn.train_bn,learn.opt = learn.train_bn,False,None
     try:
-        with learn.added_cbs(BodyStatsFrozen()): yield
+        with learn.added_cbs(BodyStatsFrozen(split)): yield
     finally: learn.train_bn,learn.opt = was,None
 
 # %% ../nbs/11_recipe.ipynb #3da69b99
@@ -371,12 +373,12 @@ def _earlier(learn):
     root = learn.path/learn.model_dir
     return [o for o in [*root.glob('resume/recipe*.json'),*root.glob('**/snapshots/recipe*')] if re.match(r'recipe\d+[-.]', o.name)]
 
-def _body_hash(learn): return hash_bytes(json.dumps(hash_module(_body(learn))).encode())
+def _body_hash(learn, split): return hash_bytes(json.dumps(hash_module(split_learner(learn, split)[0])).encode())
 
 # %% ../nbs/11_recipe.ipynb #2a6bd5e9
-def _new_notes(learn, settings):
+def _new_notes(learn, settings, body):
     "Notes under a number that no recipe in this folder has used"
-    n,folder,body = max(map(_no, _earlier(learn)), default=0),learn.path/learn.model_dir/'resume',_body_hash(learn)
+    n,folder = max(map(_no, _earlier(learn)), default=0),learn.path/learn.model_dir/'resume'
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         n += 1
@@ -386,7 +388,7 @@ def _new_notes(learn, settings):
         notes.put(dict(settings=settings, body=body, finished=False))
         return notes
 
-def _old_notes(learn, settings):
+def _old_notes(learn, settings, body):
     "Notes of the latest recipe in this folder, `None` if there is none; ValueError if it can't go on"
     files = sorted((o for o in _earlier(learn) if o.suffix=='.json'), key=_no)
     if not files: return None
@@ -396,7 +398,7 @@ def _old_notes(learn, settings):
     if notes['finished']: raise ValueError(f"`resume`: the recipe of {files[-1]} has been finished; leave `resume` out to train anew")
     diffs = _differences(notes['settings'], settings)
     if diffs: raise ValueError(f"`resume`: the recipe of {files[-1]} was begun otherwise: {'; '.join(diffs)}. Pass the same, or leave `resume` out to begin anew")
-    if notes['body']!=_body_hash(learn): raise ValueError(f"`resume`: the body of the model is not the one that the recipe of {files[-1]} began with: make the Learner anew, as it was made then")
+    if notes['body']!=body: raise ValueError(f"`resume`: the body of the model is not the one that the recipe of {files[-1]} began with: make the Learner anew, as it was made then")
     _drop_half_written(learn, notes.file)
     return notes
 
@@ -435,9 +437,8 @@ def _compare(run):
     return [*single,_candidate(run, f'average of the last {n}', learn.get_preds()[0].float(), targs)],together,targs,mean
 
 # %% ../nbs/11_recipe.ipynb #7c318cba
-def _keep_ensemble(run, best):
-    "Snapshots of an ensemble, under a name of their own"
-    n = int(best['name'].split()[-1])
+def _keep_ensemble(run, best, n):
+    "Snapshots of an ensemble of the last `n` models, under a name of their own"
     name = f'{run.notes.file.stem}-ensemble'
     folder = _folder(run.learn, name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -445,7 +446,7 @@ def _keep_ensemble(run, best):
         to = _file(folder, i)
         _write_atomic(to, lambda o: shutil.copyfile(f, o))
         info = {**json.loads(f.with_suffix('.json').read_text(encoding='utf-8')), 'cycle': i, 'model': label}
-        _write_atomic(to.with_suffix('.json'), lambda o: o.write_text(json.dumps(info, indent=1), encoding='utf-8'))
+        _write_json(to.with_suffix('.json'), info)
     run.report.ensemble = dict(name=name, n=n, valid_loss=best['valid_loss'], metric=best['metric'])
 
 def _choose(run):
@@ -453,13 +454,15 @@ def _choose(run):
     learn,report = run.learn,run.report
     with _weights_kept(learn): single,together,targs,mean = _compare(run)
     best = min(single, key=_loss_of)
-    report.kept,report.candidates = best['name'],[{k:v for k,v in o.items() if k!='preds'} for o in [*single,*together]]
+    report.candidates = [{k:v for k,v in o.items() if k!='preds'} for o in [*single,*together]]
     file = dict(run.models).get(best['name'])
-    get_model(learn.model).load_state_dict(mean if file is None else torch.load(file, map_location='cpu', weights_only=True))
+    if file is None: get_model(learn.model).load_state_dict(mean)
+    else: _load(learn, file)
+    report.kept = best['name']
     run.say(f"Kept in the Learner: {report.kept}{_results_text(best, report.metric_name)}")
     top = min([best,*together], key=_loss_of)
     if top is not best:
-        _keep_ensemble(run, top)
+        _keep_ensemble(run, top, 2+together.index(top))
         run.say(f"The {top['name']} models is better{_results_text(top, report.metric_name)}. Its file: learn.export_ensemble('ensemble.pkl', {report.ensemble['name']!r})")
     return top['preds'],targs
 
@@ -476,9 +479,10 @@ def _finish(run):
     try: _judge(report, learn, *_choose(run))
     except Exception as e:
         if report.kept is None:   # by what was written down with each, the last of those that are alike
-            report.kept,file = min(run.models[::-1], key=lambda o: _written_loss(report, *o))
-            get_model(learn.model).load_state_dict(torch.load(file, map_location='cpu', weights_only=True))
-        warnings.warn(f"the report is without confusion matrix and mistakes: {e}")
+            name,file = min(run.models[::-1], key=lambda o: _written_loss(report, *o))
+            _load(learn, file)
+            report.kept = name
+        warnings.warn(f"the report may be without the ensemble, the confusion matrix and the mistakes ({type(e).__name__}: {e})")
     report.finished = True
 
 # %% ../nbs/11_recipe.ipynb #480b73e1
@@ -543,7 +547,7 @@ def _steps_2_and_3(run, s):
     "The head on precomputed activations; its lr, and whether it took half off the loss that it began with"
     learn,name = run.learn,run.notes.file.stem
     with run.step(2, 'on precomputed activations' if s['head_lr'] is None else 'the pass for precomputed activations, as the lr is given', s['head_lr']) as row:
-        head = learn.precompute()
+        head = learn.precompute(split=run.split)
         head.logger = learn.logger
         _check_stores(run, head)
         found = run.find_lr(row, head, 100, _valley) if s['head_lr'] is None else dict(lr=s['head_lr'], losses=[], batch=0.)
@@ -607,10 +611,10 @@ def _all_steps(run, s):
     if plan['n_cycles']: _steps_5_to_8(run, s, plan, lr, alike)
     _finish(run)
 
-def _head_seconds(learn, n=5):
+def _head_seconds(learn, split, n=5):
     "Seconds that a batch of the head takes on activations"
     with keep_state(learn):
-        features,head = split_model(get_model(learn.model), learn.splitter)
+        features,head = split_learner(learn, split)
         learn.model.eval()
         b = learn.dls.train.one_batch()
         with torch.no_grad(): x = features(*b[:learn.dls.n_inp])
@@ -623,9 +627,9 @@ def _head_seconds(learn, n=5):
     return min(times)
 
 # %% ../nbs/11_recipe.ipynb #7f310731
-def _foresee(learn, report, s, budget):
+def _foresee(learn, report, s, budget, split):
     "Rows of what the steps would do, with epochs and seconds to be expected"
-    secs,head = _measure(learn, budget),_head_seconds(learn)
+    secs,head = _measure(learn, budget),_head_seconds(learn, split)
     n_iter,n_valid = len(learn.dls.train),len(learn.dls.valid)
     n = _default_epochs(n_iter) if s['head_epochs'] is None else s['head_epochs']
     first = (len(learn.dls.train_ds)+len(learn.dls.valid_ds))/learn.dls.valid.bs*secs['valid'] + 100*head
@@ -668,9 +672,10 @@ def fit_recipe(self:Learner,
     head_lr:float|None=None, # Lr of steps 3 and 4; `None`: found in step 2
     lr:float|None=None, # Lr of the last group in step 8; `None`: that of step 7, or without step 7 half the Learner's `lr`, and no more than that of step 3
     freeze_stats:bool=True, # Keep the body's BatchNorm statistics in steps 7 and 8 too; `False` for a body that was not pretrained
+    split=None, # Function of the Learner that returns (features, head), as for `precompute`; `None`: as `split_model` finds them
     then=None, # Function of the report that is called in the end, such as one that saves it: a run that is broken off in it counts as not finished
 )->RecipeReport: # Each step's lr, epochs, time, losses, metric, and the curves
-    "Train by the eight steps; the model is in the end the best of those that the steps left, by the validation loss, and all of them are kept as snapshots. Ctrl-C raises RecipeInterrupted; that, and any other exception, holds the finished steps as `report`"
+    "Train by the eight steps. In the end the Learner holds the model with the lowest validation loss of those that the steps left; all of them stay on the disk as snapshots. Ctrl-C raises RecipeInterrupted; that, and any other exception, holds the finished steps as `report`"
     s = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=n_cycles, cycle_mult=cycle_mult, ratio=ratio, patience=patience, head_lr=head_lr,
         lr=lr, freeze_stats=freeze_stats)
     check_recipe(**s, time_budget=time_budget)
@@ -679,14 +684,14 @@ def fit_recipe(self:Learner,
     budget,begun = _as_seconds(time_budget),time.monotonic()
     settings = dict(s, time_budget=time_budget, bs=self.dls.bs, device=str(self.dls.device))
     report = RecipeReport(settings, _versions(), self.metrics[0].name if len(self.metrics) else None)
-    with _frozen_for_good(self):
-        asked = dict(s, time_budget=budget)
-        old = _old_notes(self, asked) if resume else None
+    with _frozen_for_good(self, split):
+        asked,body = dict(s, time_budget=budget),_body_hash(self, split)
+        old = _old_notes(self, asked, body) if resume else None
         if old is None: _check_budget(self, budget)
         if dry_run:
-            _foresee(self, report, s, budget)
+            _foresee(self, report, s, budget, split)
             return report
-        run = _Run(self, report, _new_notes(self, asked) if old is None else old, budget)
+        run = _Run(self, report, _new_notes(self, asked, body) if old is None else old, budget, split)
         run.begun = begun
         with _told(run): _all_steps(run, s)
     with _told(run):

@@ -25,7 +25,7 @@ from fastai.learner import Learner
 from fastai.torch_core import default_device, get_model, get_random_states, num_distrib, rank_distrib, set_random_states
 from torch import nn
 from .schedules import Schedule
-from .snapshots import _check_state, _claim_folder, _plain_name, _write_atomic
+from .snapshots import _check_state, _claim_folder, _plain_name, _write_atomic, _write_json
 
 # %% ../nbs/04_resume.ipynb #cb0f14e1
 class CannotKeep(TypeError): "Raised on a value that can't be written as plain values and tensors, or not be put back"
@@ -545,7 +545,7 @@ def _end(self:Resumable, file):
 def _do_fit(self:Resumable):
     "The Learner's loop, from where the checkpoint says"
     learn,begun = self.learn,self.folder/'begun.json'
-    if self.first: _write_atomic(begun, lambda f: f.write_text(json.dumps(self.of, indent=1), encoding='utf-8'))
+    if self.first: _write_json(begun, self.of)
     del learn._do_fit   # so that an export within the fit is of a plain Learner
     if self.state is not None: self._restore()
     if self.ended=='cancelled': raise CancelFitException()
@@ -598,7 +598,7 @@ def _write(self:Resumable, file, state, others, epoch, ended):
         _write_atomic(file.with_suffix('.pth'), lambda f: torch.save(dict(learner=state, others=others, rows=self.rows), f))
         info['sha256'] = _sha(file.with_suffix('.pth'))
         info['seal'] = _seal(info)
-        _write_atomic(file, lambda f: f.write_text(json.dumps(info, indent=1), encoding='utf-8'))
+        _write_json(file, info)
     except (OSError,RuntimeError) as e:
         warnings.warn(f"the checkpoint after epoch {epoch} could not be written to {self.folder} ({e}): training goes on, and the one before it stays")
         return False

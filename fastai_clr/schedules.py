@@ -31,13 +31,12 @@ def _number(name, v, ok, accepts):
     if not fine: raise ValueError(f"`{name}` must be {accepts}, got {_show(v)}")
     return int(v) if isinstance(v, Integral) else float(v)
 
-def _count(name, v):
-    "`v` if it is a positive whole number or `None`"
-    accepts = 'a whole number above 0, or None for no end'
-    if v is not None and (isinstance(v, bool) or not isinstance(v, Integral)): raise TypeError(f"`{name}` must be {accepts}, got {v!r}")
-    if v is not None and v<1: raise ValueError(f"`{name}` must be {accepts}, got {_show(v)}")
-    if v is not None and v>2**53: raise ValueError(f"`{name}` must be {accepts}: more than 2**53 is more epochs than can ever be trained")
-    return v if v is None else int(v)
+def _count(name, v, accepts):
+    "`v` if it is a positive whole number"
+    if isinstance(v, bool) or not isinstance(v, Integral): raise TypeError(f"`{name}` must be {accepts}, got {v!r}")
+    if v<1: raise ValueError(f"`{name}` must be {accepts}, got {_show(v)}")
+    if v>2**53: raise ValueError(f"`{name}` must be {accepts}: more than 2**53 is more epochs than can ever be trained")
+    return int(v)
 
 
 
@@ -204,15 +203,18 @@ def plot(self:Schedule,
     return plot_values(self.values(n_iter, n_batches), n_iter, self.bounds(n_iter, n_batches), labels=labels, ax=ax)
 
 # %% ../nbs/01_schedules.ipynb #fa183a26
+def _n_cycles(v): return None if v is None else _count('n_cycles', v, 'a whole number above 0, or None for no end')
+
 def _each(v, n): return v if isinstance(v, tuple) else (v,)*max(n, 1)
 
 class _Bounded(Schedule):
     "Between two bounds"
-    def _set_pairs(self, hi, lo, **named):
-        n = {len(o) for o in (hi,lo) if isinstance(o, tuple)}
-        if len(n)>1: raise ValueError(f"{' and '.join(f'`{k}`' for k in named)} must have as many values as each other, got {' and '.join(map(str, named.values()))}")
+    def _set_pairs(self, *names):
+        a,b = (getattr(self, k) for k in names)
+        n = {len(o) for o in (a,b) if isinstance(o, tuple)}
+        if len(n)>1: raise ValueError(f"{' and '.join(f'`{k}`' for k in names)} must have as many values as each other, got {a} and {b}")
         n = max(n, default=0)
-        self._set(_n_groups=n, _pairs=list(zip(_each(hi, n), _each(lo, n))))
+        self._set(_n_groups=n, _pairs=list(zip(_each(a, n), _each(b, n))))
 
 # %% ../nbs/01_schedules.ipynb #29d70c85
 def _cosine(start, warm, n, pairs, batch):
@@ -233,8 +235,8 @@ class CosineRestarts(_Bounded):
     warmup_pct:float=0. # Fraction of each cycle, in [0,1), that rises linearly from `lr_min` to the peak
 
     def __post_init__(self):
-        self._set(n_cycles=_count('n_cycles', self.n_cycles), lr_max=_bound('lr_max', self.lr_max), lr_min=_bound('lr_min', self.lr_min))
-        self._set_pairs(self.lr_max, self.lr_min, lr_max=self.lr_max, lr_min=self.lr_min)
+        self._set(n_cycles=_n_cycles(self.n_cycles), lr_max=_bound('lr_max', self.lr_max), lr_min=_bound('lr_min', self.lr_min))
+        self._set_pairs('lr_max', 'lr_min')
         self._set(cycle_len=_length('cycle_len', self.cycle_len), cycle_mult=_number('cycle_mult', self.cycle_mult, lambda o: o>0, 'a number above 0'),
             cycle_decay=_number('cycle_decay', self.cycle_decay, lambda o: o>0, 'a number above 0'),
             warmup_pct=_number('warmup_pct', self.warmup_pct, lambda o: 0<=o<1, 'a fraction of the cycle, from 0 to below 1'))
@@ -290,10 +292,10 @@ class Triangular(_Bounded):
     scale_mode:str='cycle' # What `scale_fn` gets: 'cycle' or 'iterations'
 
     def __post_init__(self):
-        self._set(n_cycles=_count('n_cycles', self.n_cycles), lr_max=_bound('lr_max', self.lr_max))
+        self._set(n_cycles=_n_cycles(self.n_cycles), lr_max=_bound('lr_max', self.lr_max))
         quarter = tuple(o/4 for o in self.lr_max) if isinstance(self.lr_max, tuple) else self.lr_max/4
         self._set(lr_min=quarter if self.lr_min is None else _bound('lr_min', self.lr_min))
-        self._set_pairs(self.lr_max, self.lr_min, lr_max=self.lr_max, lr_min=self.lr_min)
+        self._set_pairs('lr_max', 'lr_min')
         self._set(step_size=_length('step_size', self.step_size))
         if not isinstance(self.mode, str) or self.mode not in _modes: raise ValueError(f"`mode` must be one of {', '.join(_modes)}, got {self.mode!r}")
         if not isinstance(self.scale_mode, str) or self.scale_mode not in ('cycle','iterations'): raise ValueError(f"`scale_mode` must be 'cycle' or 'iterations', got {self.scale_mode!r}")
@@ -347,8 +349,7 @@ class StepDecay(_Decay):
     def __post_init__(self):
         self._set_lr()
         self._set(factor=_number('factor', self.factor, lambda o: o>0, 'a factor above 0'))
-        if self.every is None: raise TypeError("`every` must be a whole number of epochs above 0, got None")
-        self._set(every=_count('every', self.every))
+        self._set(every=_count('every', self.every, 'a whole number of epochs above 0'))
 
     def _factor(self, n_iter): return partial(_step_factor, self.factor, self.every*n_iter)
 
@@ -387,7 +388,7 @@ class InverseTimeDecay(_Decay):
 # %% ../nbs/01_schedules.ipynb #56f89192
 def _line(start, n, pairs, batch):
     w = (batch-start)/n
-    return [lo + (hi-lo)*w for hi,lo in pairs]
+    return [a + (b-a)*w for a,b in pairs]
 
 @dataclass(frozen=True)
 class Linear(_Bounded):
@@ -398,7 +399,7 @@ class Linear(_Bounded):
 
     def __post_init__(self):
         self._set(start=_bound('start', self.start), end=_bound('end', self.end), n_epochs=_length('n_epochs', self.n_epochs))
-        self._set_pairs(self.end, self.start, start=self.start, end=self.end)
+        self._set_pairs('start', 'end')
 
     def _epochs(self, k): return self.n_epochs*k
     def _guess(self, epochs): return 0
@@ -454,7 +455,7 @@ def _stretch(self:Chain, batch, n_iter):
 
 @patch
 def _locate(self:Chain, batch, n_iter, offset=0):
-    i,s,origin = self._part(batch, n_iter)
+    i,s,_ = self._part(batch, n_iter)
     k,start,stop = s._locate(batch, n_iter, self._offsets[i])
     count,first,last = self._counts[i]+k,i,i
     while k==0 and first>0 and isinstance(self.scheds[first-1], Linear): first -= 1

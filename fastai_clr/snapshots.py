@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, torch
@@ -27,7 +26,7 @@ from matplotlib.axes import Axes
 from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import RandomSampler
-from .cycles import CycleScheduler, is_finite
+from .cycles import CycleScheduler, is_finite, is_whole, stands_aside
 from .plots import plot_cycles, plot_scores
 
 # %% ../nbs/03_snapshots.ipynb #df13e8f3
@@ -40,6 +39,9 @@ def _plain_name(
         raise ValueError(f"`{what}` must be a plain name, without path separators or a leading dot, got {name!r}")
     return name
 
+def _folder(learn, name): return learn.path/learn.model_dir/'snapshots'/_plain_name(name, 'snapshots')
+
+# %% ../nbs/03_snapshots.ipynb #19d5ebef
 def _write_atomic(
     file:Path, # Where it is to be
     save, # Function of a path, that writes a file there
@@ -55,7 +57,7 @@ def _write_atomic(
         raise OSError(errno.ENOSPC, f"{file} can't be written, as the disk takes no more") from e
     finally: tmp.unlink(missing_ok=True)
 
-def _folder(learn, name): return learn.path/learn.model_dir/'snapshots'/_plain_name(name, 'snapshots')
+def _write_json(file, o): _write_atomic(file, lambda f: f.write_text(json.dumps(o, indent=1), encoding='utf-8'))
 
 # %% ../nbs/03_snapshots.ipynb #7a223841
 def _claim_folder(
@@ -87,18 +89,9 @@ def _number(v):
     return v if v is None or isinstance(v, (bool,int,float,list)) else float(v) if isinstance(v, np.generic) else str(v)
 
 
-def _n_bytes(
-    state, # Tensors in dicts, lists and tuples
-)->int: # Of all tensors together
-    "How many bytes the tensors in `state` take"
-    if isinstance(state, torch.Tensor): return state.numel()*state.element_size()
-    return sum(map(_n_bytes, state.values() if isinstance(state, dict) else state)) if isinstance(state, (dict,list,tuple)) else 0
+
 
 # %% ../nbs/03_snapshots.ipynb #7c28fd3a
-def _stands_aside(learn):
-    "Whether what goes on is no fit of one's own: a validation within it, which fires a fit's events, or a sweep of `lr_find`"
-    return learn.lock.locked() or hasattr(learn, 'lr_finder')
-
 class SnapshotSaver(Callback):
     "Save the weights after the last batch of each cycle, with a JSON that says what they are"
     order,claim,_stateattrs,_not_resumed = CycleScheduler.order+.1,None,('claim',),('claim','folder','swept','checked','resumed')   # which are of this process
@@ -109,7 +102,7 @@ class SnapshotSaver(Callback):
         overwrite:bool=False, # Let them take the place of snapshots that have this name
     ):
         super().__init__()
-        if keep is not None and (isinstance(keep, bool) or not isinstance(keep, Integral) or keep<1): raise ValueError(f"`keep` must be a whole number of snapshots, at least 1, or None for all, got {keep!r}")
+        if keep is not None and not is_whole(keep): raise ValueError(f"`keep` must be a whole number of snapshots, at least 1, or None for all, got {keep!r}")
         self.snapshot_name,self.keep,self.overwrite,self.saved,self.resumed = _plain_name(name, 'snapshots'),keep,overwrite,[],False
 
     def check(self,
@@ -121,22 +114,24 @@ class SnapshotSaver(Callback):
         if any(self.folder.glob('cycle-*')) and not (self.overwrite or self.resumed):
             raise ValueError(f"`snapshots` named {self.snapshot_name!r} are there already: choose another name, pass `overwrite=True`, or delete {self.folder}")
         n = min(o for o in (n_cycles, self.keep and self.keep+1, math.inf) if o is not None)
-        if not rank_distrib(): self.claim = _claim_folder(self.folder, _n_bytes(get_model(learn.model).state_dict())*(1 if n==math.inf else n), '`snapshots`')
+        need = sum(o.nbytes for o in get_model(learn.model).state_dict().values() if isinstance(o, torch.Tensor))
+        if not rank_distrib(): self.claim = _claim_folder(self.folder, need*(1 if n==math.inf else n), '`snapshots`')
         for o in self.folder.glob('.cycle-*'): o.unlink()   # of a process that was killed
 
     def release(self):
         "Give the name free"
-        if self.claim is not None: self.claim.release(force=True)
-        if self.claim is not None and not any(self.folder.iterdir()): self.folder.rmdir()
+        if self.claim is None: return
+        self.claim.release(force=True)
+        if not any(self.folder.iterdir()): self.folder.rmdir()
         self.claim = None
 
     def before_fit(self):
-        if _stands_aside(self.learn): return
+        if stands_aside(self.learn): return
         self.checked = self.claim is not None
         self.saved,self.swept,self.learn.snapshot_name = [],False,self.snapshot_name
 
     def before_train(self):
-        if _stands_aside(self.learn) or self.checked: return
+        if stands_aside(self.learn) or self.checked: return
         self.check(self.learn)
         self.checked = True
 
@@ -144,7 +139,7 @@ class SnapshotSaver(Callback):
         if not rank_distrib(): self._save()
 
     def after_fit(self):
-        if not _stands_aside(self.learn): self.release()
+        if not stands_aside(self.learn): self.release()
 
 # %% ../nbs/03_snapshots.ipynb #17c1d2c5
 @patch
@@ -177,7 +172,7 @@ def _write_snapshot(learn, folder, info):
     "Write the weights, and `info` beside them"
     file = _file(folder, info['cycle'])
     _write_atomic(file, lambda f: torch.save(get_model(learn.model).state_dict(), f))
-    _write_atomic(file.with_suffix('.json'), lambda f: f.write_text(json.dumps(info, indent=1), encoding='utf-8'))
+    _write_json(file.with_suffix('.json'), info)
 
 # %% ../nbs/03_snapshots.ipynb #307a0034
 def _check_state(
@@ -229,7 +224,7 @@ def load_snapshot(self:Learner,
 def _chosen(learn, name, last, weights):
     "Files of the `last` snapshots, and the share of each"
     cycles = list(learn.snapshots(name)['cycle'])
-    if last is not None and (isinstance(last, bool) or not isinstance(last, Integral) or not 1<=last<=len(cycles)):
+    if last is not None and not (is_whole(last) and last<=len(cycles)):
         raise ValueError(f"`last` must be a whole number from 1 to the {len(cycles)} snapshots named {name!r}, or None for all, got {last!r}")
     cycles = cycles[-(last or 0):]
     ws = [1.]*len(cycles) if weights is None else list(weights)
@@ -405,12 +400,16 @@ def average_snapshots(self:Learner,
     return self
 
 # %% ../nbs/03_snapshots.ipynb #e309e38d
+def _seen(learn, pred, targs, loss, dl):
+    "What a metric asks of a Learner, after a batch"
+    return SimpleNamespace(pred=pred, y=targs, yb=targs if isinstance(targs, tuple) else (targs,), xb=(), loss=loss, dl=dl, training=False,
+        loss_func=learn.loss_func, model=learn.model, to_detach=learn.to_detach)
+
 def _scores(learn, preds, targs):
     "Loss and metrics of predictions"
     loss = _loss(learn, preds, targs)
     res = dict(valid_loss=float(loss))
-    seen = SimpleNamespace(pred=_before_activation(learn.loss_func, preds), y=targs, yb=targs if isinstance(targs, tuple) else (targs,), xb=(), loss=loss)
-    vars(seen).update(loss_func=learn.loss_func, model=learn.model, dl=learn.dls.valid, to_detach=learn.to_detach, training=False)
+    seen = _seen(learn, _before_activation(learn.loss_func, preds), targs, loss, learn.dls.valid)
     for m in learn.metrics:
         m.reset()
         m.accumulate(seen)
@@ -468,12 +467,12 @@ _higher = ('accuracy accuracy_multi top_k_accuracy balanced_accuracy_score f1_sc
            'matthews_corrcoef_multi cohen_kappa_score r2_score explained_variance_score pearsonr spearmanr average_precision_score '
            'foreground_acc dice dice_multi jaccard_coeff jaccard_coeff_multi corpus_bleu').split()
 
-def _direction(monitor, comp):
+def _direction(name, comp, arg='monitor'):
     if comp is not None and comp not in (np.less, np.greater): raise ValueError(f"`comp` must be np.less, np.greater or None, got {comp!r}")
     if comp is not None: return comp
-    if monitor in _lower: return np.less
-    if monitor in _higher: return np.greater
-    raise ValueError(f"`comp` is needed for `monitor={monitor!r}`: np.less if lower is better, np.greater if higher is")
+    if name in _lower: return np.less
+    if name in _higher: return np.greater
+    raise ValueError(f"`comp` is needed for `{arg}={name!r}`: np.less if lower is better, np.greater if higher is")
 
 # %% ../nbs/03_snapshots.ipynb #e0346fe3
 def _recorded(learn):
@@ -492,11 +491,11 @@ class StopOnOverfit(Callback):
         comp=None, # `np.less` (lower is better), `np.greater`, or `None` for losses and fastai's metrics
     ):
         super().__init__()
-        if isinstance(patience, bool) or not isinstance(patience, Integral) or patience<1: raise ValueError(f"`patience` must be a whole number of cycles, at least 1, got {patience!r}")
+        if not is_whole(patience): raise ValueError(f"`patience` must be a whole number of cycles, at least 1, got {patience!r}")
         self.patience,self.monitor,self.better = patience,monitor,_direction(monitor, comp)
 
     def before_fit(self):
-        if _stands_aside(self.learn): return
+        if stands_aside(self.learn): return
         self.best,self.best_cycle,self.best_epoch,self.best_state,self.waited = None,None,None,None,0
         cs = self.cycle_scheduler
         self.check(self.learn, cs.main, self.n_epoch, cs.per_epoch)
@@ -519,7 +518,7 @@ class StopOnOverfit(Callback):
         if not isinstance(v, (int,float)): raise TypeError(f"`monitor` must be a value that is a number, and {self.monitor} is {v}")
         if math.isfinite(v) and (self.best is None or self.better(v, self.best)):
             self.best,self.best_cycle,self.best_epoch,self.waited = v,self.last_cycle,self.epoch,0
-            self.best_state = {k:o.detach().to('cpu', copy=True) for k,o in get_model(self.model).state_dict().items()}
+            self.best_state = deepcopy(to_detach(get_model(self.model).state_dict(), cpu=True, gather=False))
             return
         self.waited += 1
         left = self.cycle_scheduler.cycle_stop<self.n_epoch*self.cycle_scheduler.per_epoch
@@ -529,6 +528,6 @@ class StopOnOverfit(Callback):
             raise CancelFitException()
 
     def after_fit(self):
-        if _stands_aside(self.learn): return
+        if stands_aside(self.learn): return
         if self.best_state is not None and self.best_cycle!=self.last_cycle: get_model(self.model).load_state_dict(self.best_state)
         self.best_state,self.recorder.best_epoch = None,self.best_epoch

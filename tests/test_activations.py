@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from fastai_clr import activations
 from fastai_clr.activations import (CannotDescribe, ActivationStore, StoreWriter, as_rows, as_tensor, describe, explain_body, explain_miss, fingerprint,
-    hash_array, hash_bytes, hash_file, hash_items, hash_module, list_stores, mark_used, prune, stat_items)
+    hash_array, hash_bytes, hash_file, hash_items, hash_module, list_stores, mark_used, prune, stat_items, sum_module)
 from conftest import run
 
 
@@ -745,6 +745,30 @@ def test_explain_the_body_of_a_module():
     assert explain_body(was, hash_module(m))=='the BatchNorm statistics of layer 1 differ'
     with torch.no_grad(): m[2].bias += 1
     assert explain_body(was, hash_module(m))=='the weights of layer 1 differ, and those of 1 more of 3 layers'
+
+class WithExtra(nn.Module):
+    "A layer that adds something of its own to its state, as torch lets it"
+    def __init__(self, extra):
+        super().__init__()
+        self.lin,self.extra = nn.Linear(2,2),extra
+    def get_extra_state(self): return self.extra
+    def set_extra_state(self, state): self.extra = state
+
+@pytest.mark.parametrize('hashes', [hash_module, sum_module])
+def test_a_module_with_a_state_of_its_own(hashes):
+    m = WithExtra({'scale': 2, 'names': ['a',None]})
+    was = hashes(m)
+    assert was.keys()=={'lin.weight','lin.bias','_extra_state'} and hashes(m)==was
+    m.extra = {'scale': 3, 'names': ['a',None]}
+    assert {k for k,v in hashes(m).items() if v!=was[k]}=={'_extra_state'}
+    m.extra = object()
+    with pytest.raises(CannotDescribe): hashes(m)
+
+def test_an_array_of_objects():
+    "Is described by what it holds, not by where that lies"
+    a = np.array(['a',None,2], dtype=object)
+    assert describe(a)==describe(a.copy())==['a',None,2]
+    with pytest.raises(CannotDescribe): describe(np.array([object()]))
 
 def tfm(name, **kw): return {f'fastai.vision.augment.{name}': kw}
 def resize(n, **kw): return tfm('Resize', size=[n,n], **kw)

@@ -113,7 +113,7 @@ def engine(head, way, ss, n_epoch=2, bs=32, rows=range(N), models=None):
 
 def trained(head, way, ss, n_epoch=2, **kw):
     e,data = engine(head, way, ss, n_epoch, **kw)
-    alive,losses = _train(head, e, data, n_epoch, warnings.warn, iter(()), list(map(str, ss)))
+    alive,losses = _train(e, data, n_epoch, warnings.warn, iter(()), list(map(str, ss)))
     return e,alive,losses
 
 @pytest.fixture
@@ -553,7 +553,7 @@ def test_one_that_diverges_later(place, way):
             with torch.no_grad(): (e.params['4.bias'][2] if way is _Together else e.heads[2][4].bias).fill_(1e5)
         step(x, y)
     e.step = stepped
-    alive,_ = _train(head, e, data, 3, said.append, iter(()), list('abc'))
+    alive,_ = _train(e, data, 3, said.append, iter(()), list('abc'))
     assert alive==[1] and [o.split(',')[0] for o in said]==['dropped in epoch 0','dropped in epoch 1'] and said[0].endswith(': a') and said[1].endswith(': c')
     assert len(passes)==(data.n_iter if way is _InTurn else 0)   # what was dropped takes no more time
     near(e.state(1), alone(head, range(N), 3, .01)[0].state_dict())
@@ -861,7 +861,7 @@ def on_both(place, top, lr, n_epoch=3):
 @tops
 def test_a_recorded_step_is_the_same_on_the_gpu(place, top):
     a,b,data,gpu = on_both(place, top, [1e-3,.03])
-    alive,losses = _train(gpu, b, data, 3, warnings.warn, iter(()), list('abcdefgh'))
+    alive,losses = _train(b, data, 3, warnings.warn, iter(()), list('abcdefgh'))
     assert len(alive)==8
     for k in range(8): near(b.state(k), a.state(k), 1e-4)
 

@@ -598,12 +598,20 @@ def flat(): return nn.Sequential(nn.Flatten(), nn.Linear(3072,10), nn.ReLU())
 @pytest.mark.parametrize('model,says', [(Net(), "can't tell where the head of a Net starts.*pass `split`"),
     (flat(), "can't tell where the head of this Sequential of 3 layers starts: its splitter's last parameter group has to be its last layers; pass `split`"),
     (flat().requires_grad_(False), "can't tell where the head of this Sequential of 3 layers starts"),
-    (nn.Sequential(Net(), nn.Sequential(nn.Identity())), 'precompute needs a head with parameters to train'),
-    (nn.Sequential(Net(), nn.Flatten()), 'precompute needs a head with parameters to train'), (nn.Sequential(), 'this Sequential of 0 layers'),
+    (nn.Sequential(Net(), nn.Sequential(nn.Identity())), 'the model needs a head with parameters to train'),
+    (nn.Sequential(Net(), nn.Flatten()), 'the model needs a head with parameters to train'), (nn.Sequential(), 'this Sequential of 0 layers'),
     (nn.Sequential(Net()), 'this Sequential of 1 layers')], ids=['net','three','frozen','no parameters','pool only','empty','one'])
 def test_other_models_are_refused(few, tmp_path, model, says):
     learn = quiet(Learner(plain_dls(few), model, loss_func=CrossEntropyLossFlat(), path=tmp_path/'run'))
     with pytest.raises(TypeError, match=says): learn.precompute()
+    assert not (tmp_path/'run').exists()
+
+def test_a_head_that_shares_weights_with_the_body(few, tmp_path):
+    "Is refused before anything is computed: each of its steps would change the body"
+    lin = nn.Linear(3072, 3072)
+    model = nn.Sequential(nn.Sequential(nn.Flatten(), lin), nn.Sequential(lin, nn.ReLU(), nn.Linear(3072, 10)))
+    learn = quiet(Learner(plain_dls(few), model, loss_func=CrossEntropyLossFlat(), path=tmp_path/'run'))
+    with pytest.raises(ValueError, match='the head shares 2 of its parameters with the features'): learn.precompute()
     assert not (tmp_path/'run').exists()
 
 def groups(*where): return lambda m: [params(nn.Sequential(*m[a:b])) for a,b in zip((0,*where), (*where,None))]
@@ -630,7 +638,7 @@ def test_a_body_without_parameters(few, tmp_path):
 def test_unet_is_refused(few, tmp_path):
     dls = plain_dls(few, blocks=(ImageBlock,MaskBlock), get_y=lambda f: f, bs=4)
     learn = quiet(unet_learner(dls, resnet18, n_out=2, pretrained=False, loss_func=CrossEntropyLossFlat(axis=1), path=tmp_path/'run'))
-    with pytest.raises(TypeError, match="can't serve a DynamicUnet: its head needs what the body computes on the way"): learn.precompute()
+    with pytest.raises(TypeError, match="a DynamicUnet can't be cut into body and head: its head needs what the body computes on the way"): learn.precompute()
 
 class Several(nn.Module):
     def forward(self, x): return [x.mean((2,3)), x.amax((2,3))]

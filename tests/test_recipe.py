@@ -18,7 +18,7 @@ from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock
 import fastai_clr.report   # adds `save`; chkstyle: ignore
 from fastai_clr.data import picture_dls, picture_learner
-from fastai_clr.recipe import RecipeInterrupted, RecipeReport, score_test
+from fastai_clr.recipe import BodyStatsFrozen, RecipeInterrupted, RecipeReport, score_test
 from fastai_clr.recipe import _as_seconds, _before_blowup, _lr_text, _new_notes, _Notes, _OnTime, _plan, _probabilities, _Run
 import numpy as np
 from fastcore.foundation import L
@@ -35,7 +35,7 @@ def make_learner(digits, weights, path):
 def small_learner(digits, path):
     "For what does not depend on the network"
     set_seed(0, reproducible=True)
-    return picture_learner(picture_dls(digits, size=16, bs=32, flip=False), 'test_resnet', path=path, pretrained=False)
+    return picture_learner(picture_dls(digits, size=16, bs=32, flip=False), 'test_byobnet', path=path, pretrained=False)
 
 class Watch(Callback):
     "Note what is trained at the first batch of each fit, the sweeps among them"
@@ -149,6 +149,51 @@ def test_the_best_of_what_was_written_is_kept(digits, tmp_path, monkeypatch):
     same = [all(torch.equal(v, o[k]) for k,v in learn.model.state_dict().items()) for o in of]
     assert r.kept=='step 8, cycle 1' and same==[True,False]
 
+def test_the_model_named_is_the_one_that_was_loaded(digits, tmp_path, monkeypatch):
+    "Though the best of the comparison can't be read"
+    learn,load,tried = small_learner(digits, tmp_path),fastai_clr.recipe._load,[]
+    def fail_once(learn, file):
+        tried.append(file)
+        if len(tried)==1: raise OSError('the disk is gone')
+        load(learn, file)
+    monkeypatch.setattr('fastai_clr.recipe._load', fail_once)
+    monkeypatch.setattr('fastai_clr.recipe._compare', lambda run: ([dict(name='step 3', valid_loss=0., metric=1.)], [], None, None))
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='OSError: the disk is gone'): r = learn.fit_recipe(**SHORT)
+    assert len(tried)==2 and r.kept!='step 3' and r.kept.startswith('step')
+    state = torch.load(tried[1], weights_only=True)
+    assert all(torch.equal(v, state[k]) for k,v in learn.model.state_dict().items()) and r.best['valid_loss']==min(o['valid_loss'] for o in r.steps if 'valid_loss' in o)
+
+class Cut(nn.Module):
+    "A model that shows no cut from outside"
+    def __init__(self, body, head):
+        super().__init__()
+        self.body,self.head = body,head
+    def forward(self, x): return self.head(self.body(x))
+
+def cut(learn): return learn.model.body,learn.model.head
+
+def test_a_cut_of_ones_own(digits, tmp_path):
+    "`split` says where the body ends: the same numbers as those of a Sequential"
+    def run(wrap, path, **kw):
+        set_seed(0, reproducible=True)
+        dls = picture_dls(digits, size=16, bs=32, flip=False)
+        body,head = nn.Sequential(ConvLayer(3, 8, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()),nn.Sequential(nn.Linear(8, 10))
+        learn = Learner(dls, wrap(body, head), loss_func=CrossEntropyLossFlat(), metrics=accuracy, splitter=lambda m: [params(body),params(head)], path=path)
+        stats = body[0][1].running_mean.clone()
+        with learn.no_bar(), learn.no_logging():
+            plan = learn.fit_recipe(dry_run=True, **SHORT, **kw)
+            r = learn.fit_recipe(**SHORT, **kw)
+        assert torch.equal(body[0][1].running_mean, stats) and [o['step'] for o in plan.steps]==list(range(1, 9))
+        return learn,[(o['lr'],o.get('valid_loss')) for o in r.steps]
+    learn,own = run(Cut, tmp_path/'own', split=cut)
+    assert own==run(nn.Sequential, tmp_path/'sequential')[1]
+    with pytest.raises(TypeError, match="can't tell where the head of a Cut starts"): learn.fit_recipe()
+    bn,was = learn.model.body[0][1],learn.model.body[0][1].running_mean.clone()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=BodyStatsFrozen(cut))
+    assert torch.equal(bn.running_mean, was)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert not torch.equal(bn.running_mean, was)
+
 def test_the_best_of_steps_that_were_not_compared():
     "That of the step whose model was kept, not the last one"
     steps = [dict(step=3, valid_loss=.5, metric=.8), dict(step=4, valid_loss=.4, metric=.9), dict(step=8, valid_loss=.6, metric=.7)]
@@ -255,7 +300,7 @@ def test_numbers_are_new(done, tmp_path, monkeypatch, there, n):
     monkeypatch.setattr(learn, 'path', tmp_path)
     for k in range(2):
         monkeypatch.setattr(learn, 'model_dir', ('models',tmp_path/'models')[k])
-        assert _new_notes(learn, {}).file==tmp_path/f'models/resume/recipe{n+k}.json'
+        assert _new_notes(learn, {}, '').file==tmp_path/f'models/resume/recipe{n+k}.json'
 
 def test_lr_before_blowup():
     lrs = np.logspace(-6, 0, 601)
@@ -421,7 +466,7 @@ def test_a_dry_run_knows_the_clock(digits, tmp_path, monkeypatch):
     "The head gets a quarter of the time that is left after the pass, and the whole network the rest"
     learn = small_learner(digits, tmp_path)
     monkeypatch.setattr('fastai_clr.recipe._measure', lambda learn, budget: dict(whole=20., frozen=1., valid=.001))
-    monkeypatch.setattr('fastai_clr.recipe._head_seconds', lambda learn: 5.)
+    monkeypatch.setattr('fastai_clr.recipe._head_seconds', lambda learn, split: 5.)
     with learn.no_bar(): r = learn.fit_recipe(dry_run=True, time_budget=1500, lr=1e-3)
     secs = {o['step']: o['seconds'] for o in r.steps}
     assert secs[2]==pytest.approx(500, abs=1) and secs[3]==9*5*5 and .94*1500<sum(secs.values())<1500

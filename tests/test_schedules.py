@@ -665,6 +665,11 @@ def test_bad_arguments(kind, name, v, err):
     last = v[-1] if isinstance(v, (list,tuple)) and v and name in ('lr_max','lr_min','start','end') else v
     assert f'got {last!r}' in str(e.value)
 
+@pytest.mark.parametrize('v,err', [(0,ValueError), (.5,TypeError), (None,TypeError)])
+def test_every_has_an_end(v, err):
+    "Where `None` is refused, the message does not offer it"
+    with pytest.raises(err, match=f"`every` must be a whole number of epochs above 0, got {v}$"): StepDecay(.1, every=v)
+
 @pytest.mark.parametrize('v', ['.1', 'abc', True, {}, b'1', 1j])
 def test_bad_lr_min_of_triangular(v):
     with pytest.raises(TypeError, match='`lr_min` must be'): Triangular(2, lr_min=v)

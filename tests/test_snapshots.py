@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, torch, torch.nn.functional as F
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException, CancelValidException
+from fastai.callback.schedule import LRFinder
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.load import DataLoader
 from fastai.learner import AvgMetric, Learner, load_learner, mk_metric
@@ -40,6 +41,33 @@ def test_a_sweep_is_no_fit_of_theirs(tmp_path):
     learn.lr_find(num_it=20, show_plot=False)
     learn('before_fit'), learn('before_epoch'), learn('after_epoch'), learn('after_fit')   # as `tta` has it
     with pytest.raises(ValueError, match="named 'run' are there already"): learn.fit(1)
+
+def test_a_sweep_by_a_finder_of_ones_own(tmp_path):
+    "All callbacks agree on what a sweep is"
+    class Finder(LRFinder): pass
+    learn = learner(20, path=tmp_path, cbs=[SGDR(1e-2), SnapshotSaver('run'), StopOnOverfit()])
+    was = weights(learn)
+    learn.fit(2, cbs=Finder(num_it=20))
+    assert not list(tmp_path.rglob('cycle-*')) and weights(learn)==was
+    learn.fit(2)
+    assert learn.recorder.best_epoch is not None and len(list(tmp_path.rglob('cycle-*.pth')))==2
+
+class Counted(nn.Linear):
+    "Its state holds more than tensors"
+    seen = 0
+    def forward(self, x):
+        self.seen += self.training
+        return super().forward(x)
+    def get_extra_state(self): return {'seen': self.seen}
+    def set_extra_state(self, state): self.seen = state['seen']
+
+def test_a_model_whose_state_is_not_all_tensors(tmp_path):
+    "Its snapshots, and the best cycle that comes back"
+    learn = learner(5, path=tmp_path)
+    learn.model = nn.Sequential(Counted(1, 1))
+    with learn.no_logging(): learn.fit_sgdr(3, 1, 1e-2, 1, snapshots='run', patience=1, monitor='valid_loss', cbs=Script([.1,.2,.3]))
+    assert learn.recorder.best_epoch==0 and learn.model[0].seen==5 and len(learn.recorder.values)==2
+    assert learn.load_snapshot('run', 1).model[0].seen==10
 
 def test_a_metric_that_asks_the_loss_function(tmp_path):
     class Loss(BaseLoss):
