@@ -114,7 +114,7 @@ def _values(rec, i):
 # %% ../nbs/11_recipe.ipynb #1193c671
 class _Run:
     "Does steps, says what it does, writes down what came out, and notes what it needs to go on"
-    def __init__(self, learn, report, notes, budget, split):
+    def __init__(self, learn, report, notes, budget, split=None):
         self.learn,self.report,self.notes,self.budget,self.split,self.current,self.models = learn,report,notes,budget,split,1,[]
         self.begun,self.before = time.monotonic(),notes.get('spent', 0.)
 

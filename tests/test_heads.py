@@ -119,7 +119,7 @@ def trained(head, way, ss, n_epoch=2, **kw):
 @pytest.fixture
 def forced(monkeypatch):
     "Make `fit_grid` train in a given way"
-    def to(way): monkeypatch.setattr(heads, '_choose', lambda learn, model, ss, *a: (way,len(ss)))
+    def to(way): monkeypatch.setattr(heads, '_choose', lambda learn, ss, *a: (way,len(ss)))
     return to
 
 def by_hand(m, x, y):

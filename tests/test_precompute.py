@@ -840,9 +840,9 @@ BAD_SPLITS = {   # what `split` is, and what the error says
     'three': (lambda l: (l.model[0], l.model[1], l.model[1]), TypeError, 'must return two modules'),
     'no module': (lambda l: (l.model[0], torch.relu), TypeError, 'must return two modules'),
     'nothing': (lambda l: None, TypeError, 'must return two modules.*got NoneType'),
-    'no parameters': (lambda l: (l.model, nn.Flatten()), ValueError, "a head whose parameters are the model's own"),
-    'another head': (lambda l: (l.model[0], nn.Linear(4,2)), ValueError, "a head whose parameters are the model's own"),
-    'shared': (lambda l: (l.model, l.model[1]), ValueError, "and not the features' too")}
+    'no parameters': (lambda l: (l.model, nn.Flatten()), ValueError, "a head that has parameters, all of them the model's own"),
+    'another head': (lambda l: (l.model[0], nn.Linear(4,2)), ValueError, "a head that has parameters, all of them the model's own"),
+    'shared': (lambda l: (l.model, l.model[1]), ValueError, 'the head shares 2 of its parameters with the features')}
 
 @pytest.mark.parametrize('split,ex,says', BAD_SPLITS.values(), ids=BAD_SPLITS)
 def test_bad_splits_are_refused(tmp_path, split, ex, says):
