@@ -5,7 +5,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from fastai.learner import load_learner
+from fastai.learner import Learner, load_learner
 from fastcore.script import anno_parser
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai_clr import cli
@@ -83,6 +83,10 @@ def test_git_state(tmp_path, monkeypatch):
     assert cli._git_state()==commit
     (tmp_path/'a.txt').write_text('2')
     assert cli._git_state()==f'{commit}-dirty' and not (tmp_path/'ran').exists()
+    git('config', 'filter.a=b.clean', str(tmp_path/'run.sh'))
+    (tmp_path/'.git/info/attributes').write_text('* filter=a=b\n')
+    (tmp_path/'a.txt').write_text('1')
+    assert cli._git_state()==f'{commit}-unchecked' and not (tmp_path/'ran').exists()
     monkeypatch.setenv('PATH', str(tmp_path))
     assert cli._git_state() is None
 
@@ -342,7 +346,9 @@ def some_pictures(demo, tmp_path):
     return src
 
 @pytest.mark.parametrize('tta', [False,True])
-def test_predictions_are_those_of_the_learner(demo, some_pictures, tmp_path, capsys, tta):
+def test_predictions_are_those_of_the_learner(demo, some_pictures, tmp_path, capsys, monkeypatch, tta):
+    seen,real = [],Learner.tta
+    monkeypatch.setattr(Learner, 'tta', lambda self, *a, **kw: seen.append((a,set(kw))) or real(self, *a, **kw))
     (some_pictures/'broken.png').write_bytes(b'no picture')
     (some_pictures/'notes.txt').write_text('no picture')
     before = listing(some_pictures)
@@ -359,7 +365,7 @@ def test_predictions_are_those_of_the_learner(demo, some_pictures, tmp_path, cap
         probs = learn.get_preds(dl=dl)[0]
         if not tta: np.testing.assert_allclose(df.filter(like='p_'), probs, atol=2e-6)
     if not tta: assert df['label'].tolist()==[learn.dls.vocab[i] for i in probs.argmax(1)]
-    else: assert np.abs(df.filter(like='p_')-probs.numpy()).max(axis=None)>1e-3
+    else: assert np.abs(df.filter(like='p_')-probs.numpy()).max(axis=None)>1e-3 and seen==[((),{'dl'})]   # fastai's own defaults
     np.testing.assert_allclose(df.filter(like='p_').sum(1), 1, atol=1e-4)
 
 def test_prediction_for_one_picture(demo, some_pictures, tmp_path, capsys, monkeypatch):
@@ -455,3 +461,75 @@ def test_stores_refused(capsys, monkeypatch, tmp_path, path, kw, says):
     monkeypatch.chdir(tmp_path)
     rc,_,err = here(cli.clr_stores, capsys, Path(path), **kw)
     assert rc==1 and says in err and err.count('clr_stores:')==1
+
+@pytest.mark.parametrize('args,want', [(['p'], dict(size=224, bs=16, flip=True, valid_pct=.2, seed=42)), (['p','--no-flip','--size',8,'--valid-pct',.3], dict(size=8, flip=False, valid_pct=.3)),
+    (['--demo','--no-pretrained'], dict(size=64, bs=64, flip=False))], ids=['plain','given','demo'])
+def test_what_the_data_are_made_with(digits, tmp_path, monkeypatch, args, want):
+    "The defaults that the help names, and what was asked for"
+    seen = {}
+    def stop(path, **kw):
+        seen.update(kw)
+        raise ValueError('enough')
+    monkeypatch.setattr('fastai_clr.data.picture_dls', stop)
+    rc,_,err = clr_train_here(*[digits if o=='p' else o for o in args], '--device', 'cpu', '--out', tmp_path/'out')
+    assert rc==1 and 'enough' in err and {k: seen[k] for k in want}==want
+
+def test_weights_inside_out(digits, tmp_path):
+    "Which `--overwrite` would delete"
+    out = tmp_path/'out'
+    out.mkdir()
+    (out/'.clr_train').touch()
+    (out/'w.pth').write_bytes(b'mine')
+    rc,_,err = clr_train_here(digits, '--weights', out/'w.pth', '--out', out, '--overwrite')
+    assert rc==1 and '--weights' in err and 'lie inside `--out`' in err and (out/'w.pth').read_bytes()==b'mine'
+
+def test_too_little_memory(digits, tmp_path, monkeypatch):
+    def full(*a): raise torch.OutOfMemoryError('CUDA out of memory')
+    monkeypatch.setattr(cli, '_learner', full)
+    refused(tmp_path/'out', digits, says='(?m)^clr_train: the GPU has too little memory: pass a lower --bs or --size$')
+
+# What a second look found
+
+def test_a_failed_start_leaves_files_of_others(tmp_path):
+    with pytest.raises(ValueError), cli._claimed(tmp_path/'a'), cli._new_out(tmp_path/'a'):
+        (tmp_path/'a/mine.txt').write_text('keep me')
+        raise ValueError
+    assert sorted(o.name for o in (tmp_path/'a').iterdir() if o.name!=cli._lock)==['mine.txt']
+
+def test_a_hidden_file_beside_the_result(tmp_path):
+    "And a name of 255 characters"
+    (tmp_path/'.s.png').write_text('mine')
+    for name in ('s.png', f"{'n'*251}.png"):
+        with cli._replacing(tmp_path/name) as tmp: tmp.write_text('new')
+        assert (tmp_path/name).read_text()=='new'
+    assert (tmp_path/'.s.png').read_text()=='mine' and len(list(tmp_path.iterdir()))==3
+
+@pytest.mark.parametrize('given,says', [(dict(size=32), '--size is 32, and was 64'), (dict(pictures='other'), '--pictures is other'), (dict(test='held'), '--test is held, and was None')])
+def test_a_finished_run_of_other_options(tmp_path, given, says):
+    done = RecipeReport(dict(pictures='p', arch='resnet34', size=64, valid_pct=.2, seed=42, test=None, label_delim=None), {})
+    with pytest.raises(ValueError, match=says): cli._check_same(done, tmp_path, {**dict(pictures='p', arch=None, size=None, valid_pct=.2, seed=42), **given})
+    cli._check_same(done, tmp_path, dict(pictures='p', arch=None, size=64, valid_pct=.2, seed=42, test=None))
+
+@pytest.mark.parametrize('args,says', [(['--seed',-1], '`--seed` must be a whole number from 0'), (['--seed',10**20], '`--seed` must be'), (['--cycles',80], 'more epochs than can ever be trained'),
+    (['--device','meta'], 'holds no numbers'), (['--size',10**10], 'more than this machine can hold|can.t take pictures')])
+def test_numbers_beyond_sense(digits, tmp_path, args, says):
+    rc,_,err = clr_train_here(digits, '--no-pretrained', '--out', tmp_path/'out', *args)
+    assert rc==1 and re.search(says, err) and 'Traceback' not in err and not (tmp_path/'out').exists(), err
+
+def test_links_in_circles_and_pipes(digits, tmp_path):
+    src = some(digits, tmp_path/'p')
+    n = len(cli._pictures_in(src))
+    (src/'loop').symlink_to('.')
+    os.mkfifo(src/'pipe.png')
+    assert len(cli._pictures_in(src))==n
+    with pytest.raises(ValueError, match='is neither a folder nor a file'): cli._pictures_in(src/'pipe.png')
+
+@pytest.mark.parametrize('name', ['\ttab.png','\rreturn.png','=x','@x'])
+def test_names_that_a_spreadsheet_would_read(name): assert cli._no_formula(name)==f"'{name}"
+
+@pytest.mark.parametrize('steps', [[{}], [1], {}], ids=str)
+def test_a_report_that_was_tampered_with(tmp_path, steps):
+    "Is no finished run"
+    (tmp_path/'export.pkl').touch()
+    (tmp_path/'report.json').write_text(json.dumps(dict(settings={}, versions={}, finished=True, steps=steps, kept='step 3')))
+    assert cli._finished(tmp_path) is None

@@ -766,7 +766,7 @@ def test_number_of_batches(n_iter, err):
 
 @pytest.mark.parametrize('scheds', [dict(lr=ExpDecay(.01, 1), mom=CosineRestarts(1, 1.5, lr_max=.8, lr_min=.9)),
     dict(mom=ExpDecay(.9, .1), wd=CosineRestarts(1, 1.5, lr_max=.8, lr_min=.9))])
-def test_a_part_of_an_epoch_beside_an_endless_one(scheds): refused('`', CycleScheduler(**scheds))
+def test_a_part_of_an_epoch_beside_an_endless_one(scheds): refused('lasts 1.5 epochs', CycleScheduler(**scheds))
 
 def part(): return CycleScheduler(mom=CosineRestarts(1, 1.5, lr_max=.8, lr_min=.9))
 
@@ -777,7 +777,7 @@ def test_a_part_of_an_epoch_in_another_scheduler(order):
 
 @pytest.mark.parametrize('order', [1,-1])
 @pytest.mark.parametrize('lead', [lambda: SGDR(.01), lambda: CLR(.01), lambda: CycleScheduler(lr=ExpDecay(.01, 1))])
-def test_a_part_of_an_epoch_beside_an_endless_scheduler(lead, order): refused('`', *[lead(), part()][::order])
+def test_a_part_of_an_epoch_beside_an_endless_scheduler(lead, order): refused('the schedule of `mom` lasts 1.5 epochs', *[lead(), part()][::order])
 
 def test_no_schedule_at_all():
     with pytest.raises(ValueError, match='pass at least one schedule by the name of its hyper-parameter'): CycleScheduler()

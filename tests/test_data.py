@@ -14,7 +14,7 @@ from huggingface_hub.utils import LocalEntryNotFoundError
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 import fastai_clr.precompute   # chkstyle: ignore (it patches Learner)
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from fastai_clr.data import _known, demo_pictures, demo_weights, find_arch, find_pictures, pick_device, picture_dls, picture_learner
 from pictures import listing, quiet, small, some
 
@@ -36,8 +36,8 @@ def test_demo_pictures_are_sklearns(tmp_path, n):
 def test_demo_pictures_replace_nothing(tmp_path):
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine/file').touch()
-    with pytest.raises(OSError): demo_pictures(tmp_path/'mine', n=1)
-    assert [o.name for o in (tmp_path/'mine').iterdir()] == ['file']
+    with pytest.raises(FileExistsError, match='is there already, with other files'): demo_pictures(tmp_path/'mine', n=1)
+    assert [str(o.relative_to(tmp_path)) for o in sorted(tmp_path.rglob('*'))]==['mine','mine/file']
 
 def timm_net(sd):
     net = timm.create_model('tf_efficientnet_lite0')
@@ -207,13 +207,14 @@ def test_csv_trains(tree, tmp_path):
     FileNotFoundError, "names 2 files that aren't there, such as x.png"),
     (['file,label', '../no.png,a', '1.png,b', '/etc/passwd,b'], ValueError, 'a file that is not below .*, where the CSV lies: in line 2, 4'),
     (['label,file', 'a,1.png', 'b'], ValueError, 'no file in line 3'), (['file,label', 'x'*200_000+',a'], ValueError, 'field larger than field limit'),
-    (['file,label', '1.png,a\0'], (ValueError,FileNotFoundError), ''), (['file,label', '1.png,a', '2.png,a'], ValueError, "only the class 'a'"),
+    (['file,label', '1.png,a\0'], ValueError, "can't be read|only the class"), (['file,label', '1.png,a', '2.png,a'], ValueError, "only the class 'a'"),
     (['file,label'], ValueError, 'no pictures'),
     (['file,label,is_valid', '1.png,a,1', '2.png,b,0', '3.png,a,perhaps'], ValueError, 'is_valid.*perhaps'), (['file,label,is_valid', '1.png,a,1',
     '2.png,b,0', '3.png,b,'], ValueError, 'is_valid'),
     (['file,label', '1.png,a', '1.png,b', '2.png,b'], ValueError, '1.png.*two labels|1.png.*twice'), (['file,label,is_valid', '1.png,a,1', '1.png,a,0',
     '2.png,b,0'], ValueError, '1.png.*twice'),
-    ([], ValueError, ''), (['file,label', '"1.png,a'], ValueError, '')])
+    ([], ValueError, 'it has '), (['file,label', '"1.png,a'], ValueError, "can't be read: .*unexpected end of data"),
+    (['file,label', '2.png,b', '"1.png"x,a'], ValueError, "can't be read: .*expected after")])
 def test_csv_refused(tree, lines, ex, says):
     f = csv(tree('1.png', '2.png', '3.png'), *lines)
     with pytest.raises(ex, match=says) as e: find_pictures(f)
@@ -319,6 +320,7 @@ def test_no_label_is_for_validation_alone(tree):
         assert len(dls.vocab)==9 and {o.name for o in dls.valid.items}<={'8.png','9.png'} and sum(1 for _ in dls.valid)==1
     assert 0<made<8
 
+@settings(deadline=None, derandomize=True)
 @given(labels=st.lists(st.one_of(st.sampled_from('abcd'), st.lists(st.sampled_from('abcd'), max_size=3)), min_size=1, max_size=12), data=st.data())
 def test_items_for_validation_that_stay_there(labels, data):
     "Their labels are all in training, and no more are moved than have one that was not"
@@ -558,3 +560,35 @@ def test_other_errors_stay_what_they_are(dls, monkeypatch):
     def bug(*args, **kw): raise RuntimeError('a bug')
     monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', bug)
     with pytest.raises(RuntimeError, match='a bug'): picture_learner(dls, 'resnet18')
+
+# Pictures that mean harm, or were harmed
+
+@pytest.mark.parametrize('fmt', ['gif','webp','tiff','png'])
+def test_animations_cut_short(tree, fmt):
+    "At any length they are sound or left out"
+    path,frames = tree('a/1.png', 'b/1.png'),[Image.fromarray(np.random.default_rng(i).integers(0, 255, (24,24,3), dtype=np.uint8)) for i in range(2)]
+    frames[0].save(path/'a/x.png', fmt, save_all=True, append_images=frames[1:])
+    data = (path/'a/x.png').read_bytes()
+    for n in range(0, len(data), 17):
+        (path/'a/x.png').write_bytes(data[:n])
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            assert len(find_pictures(path).files) in (2,3)
+
+def test_no_program_draws_a_picture(tree, monkeypatch):
+    "PostScript by another name, which Pillow would give to Ghostscript"
+    path = tree('a/1.png', 'b/1.png')
+    (path/'a/e.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n')
+    monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', lambda *a, **kw: pytest.fail('it was run'))
+    with pytest.warns(UserWarning, match='e.png'): assert len(find_pictures(path).files)==2
+
+def test_a_device_without_numbers():
+    with pytest.raises(ValueError, match='`device` .meta. holds no numbers'): pick_device('meta')
+
+def test_a_name_longer_than_a_files(tree):
+    f = csv(tree('1.png', '2.png'), 'file,label', '1.png,a', f"{'x'*5000},b")
+    with pytest.raises(ValueError, match='a file whose name is longer than any file.s: in line 3'): find_pictures(f)
+
+def test_spaces_around_a_label(tree):
+    f = csv(tree('1.png', '2.png', '3.png'), 'file,label', '1.png,cat', '2.png, cat ', '3.png,dog')
+    assert find_pictures(f).labels==['cat','cat','dog']

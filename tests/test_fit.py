@@ -10,7 +10,7 @@ from fastai_clr.fit import Learner
 from fastai_clr.schedules import CosineRestarts, ExpDecay, InverseTimeDecay, Linear, StepDecay, Triangular
 from fastcore.basics import partial
 from hypothesis import HealthCheck, given, settings, strategies as st
-from learners import Watch, adamw, cases, learner, same, two_groups, weights
+from learners import Script, Watch, adamw, cases, learner, same, two_groups, weights
 
 optimizers = dict(sgd=partial(SGD, mom=.9), adam=Adam, ranger=ranger, adamw=adamw)
 
@@ -25,12 +25,13 @@ from fastai.test_utils import synth_learner
 from fastcore.basics import noop
 from torch import nn
 
+folder = tempfile.TemporaryDirectory()
 def params(m): return list(m.parameters())
 def make(groups=False):
     torch.manual_seed(0)
     random.seed(0)
     kw = dict(model=nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 1)), splitter=lambda m: [params(m[0]), params(m[1])]) if groups else {}
-    learn = synth_learner(n_trn=8, path=tempfile.mkdtemp(), **kw)
+    learn = synth_learner(n_trn=8, path=tempfile.mkdtemp(dir=folder.name), **kw)
     learn.logger,learn.create_mbar = noop,False
     if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
     return learn
@@ -370,15 +371,16 @@ def test_refused_without_an_optimizer():
     with pytest.raises(ValueError, match='lr_max'): learn.fit_sgdr(2, lr_max=-1)
     assert same(before, weights(learn)) and len(learn.cbs)==n_cbs and not hasattr(learn.recorder, 'values') and [o['lr'] for o in learn.opt.hypers]==[learn.lr]*2
 
-begun = [dict(patience=1, monitor='none', comp=np.less), dict(snapshots='a/b'), dict(snapshots=''), dict(cycle_len=.5, patience=1), dict(cbs=SGDR(.1)),
-    dict(cbs=CycleScheduler(lr=CosineRestarts(3))), dict(cbs=ParamScheduler({'lr': lambda o: .1})), dict(reset_opt=True, cbs=SGDR(.1))]
+begun = [(dict(patience=1, monitor='none', comp=np.less), '`monitor` must be one of'), (dict(snapshots='a/b'), '`snapshots` must be a plain name'),
+    (dict(snapshots=''), '`snapshots` must be a plain name'), (dict(cycle_len=.5, patience=1), '`patience` needs cycles that end with an epoch'), (dict(cbs=SGDR(.1)), '`lr`'),
+    (dict(cbs=CycleScheduler(lr=CosineRestarts(3))), '`lr`'), (dict(cbs=ParamScheduler({'lr': lambda o: .1})), '`lr`'), (dict(reset_opt=True, cbs=SGDR(.1)), '`lr`')]
 
-@pytest.mark.parametrize('kw', begun, ids=map(str, range(len(begun))))
-def test_wrong_for_a_callback(kw):
+@pytest.mark.parametrize('kw,says', begun, ids=map(str, range(len(begun))))
+def test_wrong_for_a_callback(kw, says):
     "What only the callbacks of the fit know is found before it begins too"
     learn = two_groups(4, Adam)
     learn.fit_sgdr(1)
-    with untouched(learn), pytest.raises(ValueError, match='`'): learn.fit_sgdr(**{**valid['fit_sgdr'], **kw})
+    with untouched(learn), pytest.raises(ValueError, match=says): learn.fit_sgdr(**{**valid['fit_sgdr'], **kw})
 
 def test_callback_that_cannot_be_made():
     learn = two_groups(4, Adam)
@@ -389,10 +391,10 @@ def test_callback_that_cannot_be_made():
 def test_wd_that_does_not_fit(opt, wd):
     with pytest.raises((TypeError,ValueError), match='`wd`'): two_groups(4, opt).fit_sgdr(1, wd=wd)
 
-@pytest.mark.parametrize('kw', [dict(lr_max=10**400), dict(lr_min=10**400), dict(max_epochs=10**400),
-    dict(n_cycles=60, cycle_len=.5, cycle_mult=1, cycle_decay=10.)], ids=['lr_max','lr_min','max_epochs','cycle_decay'])
-def test_beyond_floats(kw):
-    with pytest.raises(ValueError, match='`'): learner(4).fit_sgdr(**{**valid['fit_sgdr'], **kw})
+@pytest.mark.parametrize('name,kw', [('lr_max', dict(lr_max=10**400)), ('lr_min', dict(lr_min=10**400)), ('max_epochs', dict(max_epochs=10**400)),
+    ('cycle_decay', dict(n_cycles=60, cycle_len=.5, cycle_mult=1, cycle_decay=10.))], ids=['lr_max','lr_min','max_epochs','cycle_decay'])
+def test_beyond_floats(name, kw):
+    with pytest.raises(ValueError, match=f'`{name}`'): learner(4).fit_sgdr(**{**valid['fit_sgdr'], **kw})
 
 @pytest.mark.parametrize('wd', [np.float32(.1), np.array(.1)])
 def test_wd_of_numpy(wd):
@@ -524,19 +526,23 @@ def test_errors_of_fit_sgdr(kw, err, name):
     learn.fit_sgdr(1)
     assert learn.recorder.lrs[0]==learn.lr
 
-@pytest.mark.parametrize('kw,err,name', [(dict(step_size=0),ValueError,'step_size'), (dict(mode='x'),ValueError,'mode'), (dict(mode='exp_range'),ValueError,'gamma'),
-    (dict(gamma=2.),ValueError,'gamma'), (dict(scale_fn=1),TypeError,'scale_fn'), (dict(scale_mode='x'),ValueError,'scale_mode'), (dict(lr_min=.01),ValueError,'lr_max')])
-def test_errors_of_fit_clr(kw, err, name):
-    with pytest.raises(err, match=name): learner(5).fit_clr(2, lr_max=.01, **kw)
+def test_exp_range_without_gamma():
+    with pytest.raises(ValueError, match='`gamma`'): learner(5).fit_clr(2, lr_max=.01, mode='exp_range')
 
-def test_errors_of_fit_schedule():
-    learn = learner(5)
-    for kw in {}, dict(wd=.1):
-        with pytest.raises(ValueError, match='pass at least one schedule by the name of its hyper-parameter'): learn.fit_schedule(2, **kw)
-    with pytest.raises(ValueError, match='the schedule of `lr` lasts 3 epochs, the fit 2: they must be equal'): learn.fit_schedule(2, lr=CosineRestarts(3))
-    with pytest.raises(ValueError, match='the schedule of `wd` lasts 3 epochs'): learn.fit_schedule(2, wd=CosineRestarts(3))
-    with pytest.raises(TypeError, match='`lr` must be a schedule'): learn.fit_schedule(2, lr=.1)
-    with pytest.raises(ValueError, match='`nonsense` is not a hyper-parameter'): learn.fit_schedule(2, nonsense=ExpDecay(.1, 1))
+@pytest.mark.parametrize('kw', [{}, dict(wd=.1)], ids=['none','wd'])
+def test_no_schedule(kw):
+    with pytest.raises(ValueError, match='pass at least one schedule by the name of its hyper-parameter'): learner(5).fit_schedule(2, **kw)
+
+@pytest.mark.parametrize('call', [lambda l,n,**kw: l.fit_sgdr(n, 1, .02, 1, **kw), lambda l,n,**kw: l.fit_clr(n, .5, .02, **kw),
+    lambda l,n,**kw: l.fit_schedule(n, lr=CosineRestarts(n, lr_max=.02), **kw)], ids=['sgdr','clr','schedule'])
+def test_each_fit_takes_what_is_done_at_cycle_ends(tmp_path, call):
+    learn = learner(3, path=tmp_path)
+    call(learn, 3, snapshots='s', keep=2)
+    assert list(learn.snapshots('s')['cycle'])==[1,2]
+    call(learn, 1, snapshots='s', overwrite=True)
+    assert list(learn.snapshots('s')['cycle'])==[0]
+    call(learn, 4, patience=1, monitor='train_loss', comp=np.greater, cbs=Script([1,2,1,3], 0))
+    assert learn.recorder.best_epoch==1 and len(learn.recorder.values)==3 and 'train_loss was 1' in learn.recorder.stopped
 
 def test_momentum_on_an_optimizer_without():
     for f in Learner.fit_sgdr, Learner.fit_clr:

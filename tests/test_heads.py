@@ -1020,16 +1020,14 @@ def test_state_of_the_stacked(place, top):
     e,_ = engine(head, _Together, grid([.01,.1]))
     assert e.state(0).keys()==head.model.state_dict().keys()
 
-class Looks(nn.Module):
-    def forward(self, x): return x*2 if x.mean().item()>0 else x*3
-
 @pytest.mark.parametrize('lr', [.01,[.01,.1]])
 def test_on_a_gpu_what_vmap_cannot_do(place, lr, monkeypatch):
     "All of it goes in turn, one setting too"
     monkeypatch.setattr(_Data, 'on_gpu', property(lambda self: True))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        make(place, lambda: nn.Sequential(nn.Linear(24, 12), Looks(), nn.Linear(12, 10))).fit_grid(1, lr, bs=80)
+        board = make(place, lambda: nn.Sequential(nn.Linear(24, 12), Looks(), nn.Linear(12, 10))).fit_grid(1, lr, bs=80)
+    assert len(board)==len(L(lr)) and board['loss'].notna().all()
 
 def test_a_flattening_linear_head(place):
     "It trains without a warning"
@@ -1064,3 +1062,9 @@ def test_raw_parameters(place):
         def forward(self, x): return x*self.w
     a = make(place, lambda: nn.Sequential(nn.Linear(24, 24), Scale(), nn.Linear(24, 10)))
     with pytest.warns(UserWarning, match='Scale has parameters but no `reset_parameters`'): a.fit_grid(1, [.01,.1])
+
+def test_more_held_out_than_a_batch(place):
+    "All of them count"
+    head,(mine,held) = make(place, linear, n=1700, bs=200),held_rows(1700, .7)
+    r = head.fit_grid(1, .05, held_pct=.7).iloc[0]
+    assert len(held)>1024 and (r['loss'],r['accuracy'])==pytest.approx(by_hand(alone(head, mine, 1, .05, bs=200)[0], *pairs(head, held)), rel=1e-4)

@@ -105,3 +105,13 @@ def test_plot_grid():
     ax = plot_grid([.1,.1,.2,.1,.2], [.5,.7,.8,.4,np.nan], [0,0,0,.1,.1], 'accuracy')
     assert [o.get_xydata().tolist() for o in ax.lines[::2]]==[[[.1,.6],[.2,.8]],[[.1,.4]]] and [len(o.get_xdata()) for o in ax.lines[1::2]]==[3,1]
     assert labels(ax)==['wd 0','wd 0.1'] and ax.get_xscale()=='log' and ax.get_ylabel()=='accuracy'
+
+def test_confusion_is_read_the_right_way():
+    ax = plot_confusion(np.array([[3,1],[0,2]]), ['cat','dog'])
+    assert (ax.get_xlabel(),ax.get_ylabel())==('predicted','true') and {o.get_text(): o.get_position() for o in ax.texts}=={'3': (0,0), '1': (1,0), '2': (1,1)}
+    assert [o.get_text() for o in ax.get_xticklabels()]==[o.get_text() for o in ax.get_yticklabels()]==['cat','dog']
+
+def test_epochs_are_marked():
+    ax = plot_values(np.ones(80), n_iter=2)
+    ax.figure.canvas.draw()
+    assert [o for o in ax.xaxis.get_minor_ticks() if 0<=o.get_loc()<40] and all(o.get_visible() for o in ax.get_xgridlines())

@@ -100,7 +100,7 @@ def test_stop_on_over_fitting(seen):
     assert seen[0]['patience']['values']==seen[1]['patience']['values']
 
 @pytest.mark.parametrize('name,match', [('length','the schedule of `lr` lasts 3 epochs, the fit 2'), ('cycle','each cycle needs at least one batch: with 5 batches an epoch'),
-    ('groups','`lr_max` must have one value'), ('none','the training DataLoader has no batch: 8 items for 2 processes at `bs` of 16')])
+    ('groups','`lr_max` must have one value'), ('none','the training DataLoader has no batch: 8 items for 2 processes at `bs` of 16'), ('share','the training DataLoader has no batch: 24 items for 2 processes at `bs` of 16')])
 def test_errors(seen, name, match):
     "Each process gets it before anything is touched, and waits for none"
     for got in seen:

@@ -1,5 +1,5 @@
 "The report's files, and its page in a real browser"
-import csv, json, os, shutil
+import csv, json, os, re, shutil
 from html.parser import HTMLParser
 import numpy as np, pytest
 from PIL import Image
@@ -118,3 +118,15 @@ def test_tables_sort(page):
     head.nth(2).press(' ')
     assert column(2)==['2.0e-05 to 1.0e-04','1.0e-03',''] and head.nth(0).get_attribute('aria-sort') is None
     assert page.errors==[]
+
+def test_figures_of_an_earlier_report_go(tmp_path):
+    make_report().save(tmp_path)
+    make_report(confusion=[], lr_finds=[]).save(tmp_path)
+    assert {o.stem for o in (tmp_path/'figures').iterdir()}=={'lr','loss','metric'}
+
+def test_what_else_the_page_says(tmp_path):
+    page = make_report(candidates=[dict(name=k, valid_loss=v, metric=m) for k,v,m in (('step 3',.5,.8),('step 8',.4,None))], kept='step 8', stopped='stopped after cycle 1',
+        ensemble=dict(name='e', n=3, valid_loss=.3, metric=.9512), test=dict(pictures=1234, loss=.25, accuracy=.5)).save(tmp_path).read_text()
+    text = ' '.join(re.sub('<[^>]+>', '', page).split())
+    for o in ('Step 8 stopped after cycle 1.', 'an ensemble of 3 models (snapshots e); the best single model: step 8.', '95.12% accuracy on the validation set',
+        '1,234 pictures, scored once: loss 0.2500, accuracy 0.5000', 'The models that were compared', 'step 30.50000.8000'): assert o in text, o

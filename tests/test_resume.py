@@ -1,5 +1,5 @@
 "`resume`: a Learner's whole state, and runs that are broken off and go on as if they had not been"
-import copy, json, random, subprocess, sys, threading, warnings
+import copy, hashlib, json, random, subprocess, sys, threading, warnings
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from enum import Enum
 from pathlib import Path
@@ -17,6 +17,7 @@ from fastai.learner import AvgMetric, Learner, ValueMetric
 from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.metrics import accuracy, skm_to_fastai
 from fastai.optimizer import SGD, Adam, Lamb, Lookahead
+from fastai.text.data import LMDataLoader, LMTensorText
 from fastai.torch_core import params
 from fastcore.foundation import L
 from fastcore.basics import noop, partial
@@ -24,7 +25,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader as TorchDL, RandomSampler, TensorDataset
 from fastai_clr import fit, precompute # Patch Learner; chkstyle: ignore
-from fastai_clr.resume import CannotKeep, Resumable, _decode, _encode, _seal, keep_state, learner_state, load_learner_state
+from fastai_clr.resume import CannotKeep, Resumable, _decode, _encode, _seal, _sha, keep_state, learner_state, load_learner_state
 from fastai_clr.schedules import CosineRestarts
 from learners import Cancel, adamw, learner, quiet, same, two_groups, weights
 
@@ -34,7 +35,7 @@ plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow
     lambda o: st.lists(o) | st.tuples(o, o) | st.dictionaries(st.text() | st.integers() | st.tuples(st.integers()), o) | st.lists(o).map(L), max_leaves=12)
 
 @given(plain)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=300, derandomize=True)
 def test_plain_values_come_back(tmp_path_factory, v):
     "Through a file that runs no code, with the same types"
     file = tmp_path_factory.getbasetemp()/'plain.pth'
@@ -638,8 +639,13 @@ class Reads(Callback):
     def after_fit(self): self.row = list(self.learn.final_record)
 
 def test_what_fastai_leaves_on_the_learner(tmp_path):
-    def fit(l, cbs): l.fit_sgdr(3, 1, 1e-2, 1, cbs=[Reads(), *cbs], resume='r')
+    got = []
+    def fit(l, cbs):
+        cb = Reads()
+        try: l.fit_sgdr(3, 1, 1e-2, 1, cbs=[cb, *cbs], resume='r')
+        finally: got.append((getattr(cb, 'got', None),getattr(cb, 'row', [])[:3]))
     broken_and_not(tmp_path, fit, [Break(1)])
+    assert got[0]==got[-1] and got[0][0] is not None
     fit(make(tmp_path/'broken'), [Break()])
 
 def test_a_fit_that_is_cancelled_as_it_begins(tmp_path):
@@ -789,3 +795,74 @@ def test_a_state_goes_into_another_learner(tmp_path):
     for o in a,b: o.model.train()
     ours = [(torch.rand(1).item(), [x.tolist() for x,_ in o.dls.train]) for o in (a,b) if load_learner_state(o, state) is None]
     assert ours[0]==ours[1] and same(weights(a), weights(b))
+
+# More of what `keep_state` and a checkpoint hold
+
+def test_autocast_left_on():
+    with pytest.raises(KeyboardInterrupt), keep_state(learner(2)):
+        torch.set_autocast_enabled('cpu', True)
+        raise KeyboardInterrupt
+    assert not torch.is_autocast_enabled('cpu')
+
+def test_no_folder_stays(tmp_path):
+    learn = learner(10, path=tmp_path)
+    with keep_state(learn): learn.lr_find(num_it=10, show_plot=False)
+    assert not list(tmp_path.iterdir())
+
+class Counts(nn.Module):
+    "Its buffer is in no state dict, and decides what it gives out"
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('n', torch.zeros(1), persistent=False)
+    def forward(self, x):
+        if self.training: self.n += 1
+        return x*(1+self.n/50)
+
+def with_counts():
+    m = net()
+    m.insert(0, Counts())
+    return m
+
+def test_buffers_that_no_state_dict_has(tmp_path):
+    assert equal(*[o.was for o in broken_and_not(tmp_path, FITS['sgdr'], [Break(1)], model=with_counts)])
+
+class Moves(nn.Module):
+    "A loss whose scale goes with what it has seen"
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('seen', torch.zeros(()))
+    def forward(self, x, y):
+        if x.requires_grad: self.seen += 1
+        return nn.functional.cross_entropy(x, y)*(1+self.seen/20)
+
+def test_state_of_the_loss(tmp_path):
+    learn = make(tmp_path)
+    learn.loss_func = Moves()
+    with keep_state(learn): learn.fit(1)
+    assert learn.loss_func.seen==0
+
+def test_texts_of_a_language_model():
+    "Which their loader shuffles in place"
+    dl = LMDataLoader([(LMTensorText(torch.arange(20*i, 20*i+20)),) for i in range(8)], bs=2, seq_len=5, shuffle=True, num_workers=0)
+    learn = quiet(Learner(DataLoaders(dl, dl), nn.Linear(1, 1), loss_func=noop))
+    was = list(dl.items.idxs)
+    with keep_state(learn): list(dl)
+    assert list(dl.items.idxs)==was
+
+@pytest.mark.parametrize('made', [lambda n: [Path(o) for o in n], lambda n: pd.DataFrame(dict(name=list(n)))], ids=['paths','frame'])
+def test_other_files(tmp_path, made):
+    "Though all that is trained on is the same"
+    class Rows:
+        def __init__(self, items): self.items = items
+        def __len__(self): return 8
+        def __getitem__(self, i): return torch.ones(1),torch.ones(1)
+    def fit(names, *cbs):
+        learn = learner(3, path=tmp_path)
+        learn.dls = DataLoaders(*(DataLoader(Rows(made(names)), bs=2, num_workers=0) for _ in range(2)))
+        learn.fit_sgdr(2, 1, 1e-2, 1, resume='r', cbs=list(cbs))
+    with pytest.raises(KeyboardInterrupt): fit('abcdefgh', Cancel('after_batch', KeyboardInterrupt, lambda o: o.training and o.epoch==1))
+    with pytest.raises(ValueError, match='the items of the training set'): fit('hgfedcba')
+
+def test_hash_of_a_big_file(tmp_path):
+    (tmp_path/'f').write_bytes(b := np.random.default_rng(0).bytes(3*2**20+7))
+    assert _sha(tmp_path/'f')==hashlib.sha256(b).hexdigest()

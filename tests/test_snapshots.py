@@ -1,8 +1,8 @@
 "`snapshots`: what is kept at a cycle's end, what comes back, and when training stops"
-import copy, gc, json, random, subprocess, sys
+import copy, gc, json, random, re, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
-import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, torch, torch.nn.functional as F
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, sklearn.metrics as skm, torch, torch.nn.functional as F
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException, CancelValidException
 from fastai.callback.schedule import LRFinder
 from fastai.data.core import DataLoaders, Datasets
@@ -19,17 +19,11 @@ from fastai_clr import fit # Patches Learner; chkstyle: ignore
 from fastai_clr.cycles import SGDR, CycleScheduler
 from fastai_clr.schedules import CosineRestarts
 from fastai_clr.snapshots import SnapshotSaver, StopOnOverfit, _before_activation, _check_state, _direction, _inputs
-from learners import Cancel, Watch, learner, quiet, same, two_groups, weights
+from learners import Cancel, Script, Watch, learner, quiet, same, two_groups, weights
 
 CR = CosineRestarts
 
 def folder(path, name='run'): return path/'models/snapshots'/name
-
-class Script(Callback):
-    "Overwrite a value of each epoch's row by what it is to be"
-    order = 51
-    def __init__(self, values, col=1): self.vals,self.col = values,col
-    def after_epoch(self): self.learn.recorder.values[-1][self.col] = self.vals[self.learn.epoch]
 
 def test_a_sweep_is_no_fit_of_theirs(tmp_path):
     "`lr_find`, before anything was trained, with what belongs to the Learner"
@@ -321,7 +315,8 @@ def test_direction_of_all_of_fastais_metrics():
         o = getattr(m, name)
         try: o = o() if isinstance(o, type) or name[0].isupper() else o
         except TypeError: continue # It needs arguments, such as another metric
-        assert _direction(mk_metric(o).name, None) in (np.less,np.greater), name
+        k = mk_metric(o).name
+        assert _direction(k, None) is (np.less if re.search('loss|error|mse|mae|msle|rmspe|perplexity|brier', k) else np.greater), k
 
 def test_direction_of_another():
     with pytest.raises(ValueError, match="`comp` is needed for `monitor='mine'`: np.less if lower is better, np.greater"): StopOnOverfit(1, 'mine')
@@ -689,6 +684,34 @@ def test_scores(tmp_path):
         assert df.iloc[8+c,2:].tolist()==pytest.approx(list(learn.average_snapshots('run', 4-c).validate()), rel=.2, abs=.1)   # other batches for BatchNorm
     assert list(learn.snapshot_scores('run', 2, average=False)['kind'])==['snapshot']*2+['ensemble']*2
 
+@pytest.mark.parametrize('ds_idx', [0,1])
+def test_averages_without_batch_norm(tmp_path, ds_idx):
+    "Which are those of so many snapshots, to the digit"
+    learn = learner(5, path=tmp_path)
+    learn.fit_sgdr(4, 1, .05, 1, snapshots='run')
+    v = learn.snapshot_scores('run', ds_idx=ds_idx)['valid_loss']
+    for c in range(4): assert v[8+c]==pytest.approx(learn.average_snapshots('run', 4-c).validate(ds_idx=ds_idx)[0], rel=1e-6)
+    assert v[8:].nunique()==4
+
+def test_scores_on_other_data(tmp_path):
+    learn = tasks('softmax', tmp_path, metrics=accuracy)
+    dl = DataLoader(TensorDataset(X[:30], Y[:30]), bs=10, num_workers=0)   # what it was trained on
+    for kw in dict(ds_idx=0),dict(dl=dl):
+        df = learn.snapshot_scores('run', average=False, **kw)
+        for c in range(4): assert df.iloc[c,2:].tolist()==pytest.approx(list(learn.load_snapshot('run', c).validate(dl=dl)), rel=1e-5)
+
+def test_monitor_with_metrics_of_the_training_set():
+    learn = learner(3, metrics=metric('mae', lambda x,y: (x-y).abs().mean()))
+    learn.recorder.train_metrics = True
+    learn.fit_sgdr(2, 1, .01, 1, patience=2, monitor='train_mae', comp=np.less)
+    assert learn.recorder.best_epoch is not None
+    with pytest.raises(ValueError, match="one of train_loss, train_mae, valid_loss, valid_mae, got 'mae'"): learn.fit_sgdr(2, patience=2, monitor='mae')
+
+def test_plots_in_figures_of_ones_own(tmp_path):
+    learn,(ax,bx) = tasks('softmax', tmp_path, metrics=accuracy),plt.subplots(1, 2)[1]
+    assert learn.plot_cycles(ax) is ax and len(ax.lines)==4
+    assert learn.plot_snapshots('run', ax=bx, last=2, average=False) is bx and [len(o.get_xdata()) for o in bx.lines]==[2,2]
+
 def test_plots(tmp_path):
     learn = tasks('softmax', tmp_path, metrics=accuracy)
     ax = learn.plot_cycles()
@@ -812,3 +835,17 @@ def test_predictions_keep_their_dtype(tmp_path):
     learn.dls = DataLoaders(*(DataLoader(TensorDataset(X.double(), Y[:,None].double()), bs=10, num_workers=0) for _ in range(2)))
     learn.fit_sgdr(1, 1, .01, snapshots='double')
     assert learn.snapshot_preds('double')[0].dtype==torch.float64
+
+@pytest.mark.parametrize('change', [lambda v: v.to(torch.complex64)*1j, lambda v: v.long(), lambda v: v.bool()], ids=['complex','int','bool'])
+def test_other_kinds_of_numbers(fitted, tmp_path, change):
+    "Which torch would make fit"
+    learn,f = fitted[0],folder(tmp_path)/'cycle-002.pth'
+    before = weights(learn)
+    torch.save({k: change(v) for k,v in torch.load(f, weights_only=True).items()}, f)
+    with pytest.raises(ValueError, match='other kinds of numbers'): learn.load_snapshot('run')
+    assert same(before, weights(learn))
+
+@pytest.mark.parametrize('state', [[1], torch.ones(1), 3], ids=['list','tensor','number'])
+def test_no_state_at_all(fitted, tmp_path, state):
+    torch.save(state, folder(tmp_path)/'cycle-002.pth')
+    with pytest.raises(ValueError, match='not the state of a model'): fitted[0].load_snapshot('run')
