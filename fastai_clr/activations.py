@@ -11,7 +11,7 @@ __all__ = ['FORMAT', 'MANIFEST', 'BLOCKS', 'ITEMS', 'hash_bytes', 'hash_array', 
            'mark_used', 'prune']
 
 # %% ../nbs/07_activations.ipynb #d4fcf972
-import enum, errno, hashlib, io, json, os, platform, re, shutil, socket, stat, time, types, zlib
+import enum, errno, hashlib, io, json, math, os, platform, re, shutil, socket, stat, time, types, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -229,16 +229,16 @@ def _check_name(name):
 
 # %% ../nbs/07_activations.ipynb #d0f8fcfa
 def as_tensor(
-    a:np.ndarray, # Rows of an array of a store
+    a:np.ndarray, # Rows of an array of a store, any shape
     dtype:str, # Its dtype by the manifest
-)->torch.Tensor: # Of that dtype, sharing memory with `a`
+)->torch.Tensor: # Of that dtype and the shape of `a`, whose memory it shares
     "`a` as a tensor, bfloat16 included"
     return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if dtype=='bfloat16' else torch.from_numpy(a)
 
 def as_rows(
-    t:torch.Tensor, # Activations
+    t:torch.Tensor, # Activations, any shape
     dtype:str, # Storage dtype: 'float16', 'float32' or 'bfloat16'
-)->np.ndarray: # The numbers of `t`, as they are stored
+)->np.ndarray: # The numbers of `t` as they are stored, same shape
     "`t` as rows of a store"
     t = torch.Tensor(t.detach()).to(getattr(torch, dtype)).cpu().contiguous()
     return t.view(torch.int16).numpy().view(np.uint16) if dtype=='bfloat16' else t.numpy()
@@ -252,10 +252,19 @@ class ActivationStore:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
         self.format,self.parts,self.n,self.block,self.info = (self.manifest[k] for k in ('format','parts','n','block','arrays'))
-        for k in self.info: _check_name(k)
+        try: fine = self._makes_sense()
+        except (LookupError,TypeError,AttributeError,OverflowError): fine = False
+        if not fine: raise ValueError(f"the manifest of the store {self.folder} is damaged: its numbers make no sense")
         self.arrays,self.damage = {},[]
         self.blocks = self._open(BLOCKS, (-(-self.n//self.block),), _block)
         for k,v in self.info.items(): self.arrays[k] = self._open(f'{k}.npy', tuple(v['shape']), _as_numpy(v['dtype']))
+
+    def _makes_sense(self):
+        "Whether arrays of those shapes and dtypes can be there"
+        for k in self.info: _check_name(k)
+        if not all(type(o) is int for o in (self.n,self.block)) or self.n<0 or self.block<1: return False
+        kinds = [(v['shape'],_as_numpy(v['dtype'] or 'none')) for v in self.info.values()]
+        return all(s[0]==self.n and all(type(o) is int and o>=0 for o in s) and not d.hasobject and math.prod(s)*d.itemsize<2**60 for s,d in kinds)
 
     def _open(self, name, shape, dtype):
         "The array in a file, mapped; `None`, and an entry in `damage`, if it isn't what it should be"
@@ -628,7 +637,7 @@ def _listed(file):
 # %% ../nbs/07_activations.ipynb #54f0f6f6
 def mark_used(
     store:ActivationStore, # Its manifest gets the time of now
-    items:np.ndarray|None=None, # Its items as they are now: moved or touched ones need not be hashed again
+    items:np.ndarray|None=None, # Its items as they are now, records from `stat_items`: moved or touched ones need not be hashed again
 ):
     "Note that a store was used; not in a folder that can't be written"
     with suppress(OSError):
@@ -639,8 +648,8 @@ def mark_used(
 # %% ../nbs/07_activations.ipynb #dd65b300
 def prune(
     path:str|Path, # Folder that holds stores
-    unused_days:float|None=None, # Delete what was not used for longer; `None`: whatever its age
-    max_bytes:int|None=None, # Then delete what was longest not used, until the rest is no bigger; `None`: whatever its size
+    unused_days:float|None=None, # Delete what was not used for more than so many days; `None`: whatever its age
+    max_bytes:int|None=None, # Then delete what was longest not used, until the rest is no more than so many bytes; `None`: whatever its size
     dry_run:bool=False, # Delete nothing
 )->list: # What was, or would be, deleted, as `list_stores` shows it
     "Delete stores by age or size; ValueError if neither is given"

@@ -41,6 +41,7 @@ def _sentences(name):
             yield
     except KeyboardInterrupt as e: _exit(130, f'\n{name}: stopped. {e}'.rstrip())
     except (ValueError,OSError,ImportError) as e: _exit(1, f'{name}: {e}')
+    except (MemoryError,OverflowError) as e: _exit(1, f"{name}: that is more than this machine can hold{f' ({e})' if str(e) else ''}: pass lower numbers")
     except RuntimeError as e:
         if type(e).__name__=='OutOfMemoryError': _exit(1, f"{name}: the GPU has too little memory: pass a lower --bs{' or --size' if name=='clr_train' else ''}")
         if 'inline_container' in str(e): _exit(1, f'{name}: a file could not be written, as the disk takes no more')   # torch's word for it
@@ -50,7 +51,7 @@ def _sentences(name):
 @contextmanager
 def _replacing(path):
     "A temporary name beside `path` to write to, renamed to it once it is whole"
-    tmp = path.with_name(f'.{path.name}')
+    tmp = path.with_name(f'.clr-{os.getpid()}{path.suffix}')   # by which no file of the user's is called
     try:
         yield tmp
         os.replace(tmp, path)
@@ -103,7 +104,10 @@ def _new_out(out, only_look=False):
     "Mark `out` as ours; empty it again, if it was empty, if the block fails, or with `only_look`"
     taken = _is_taken(out)
     def undo():
-        for o in [] if taken else [o for o in out.iterdir() if o.name!=_lock]: shutil.rmtree(o) if o.is_dir() else o.unlink()
+        "What is made in the block, and nothing that others may have put there"
+        if taken: return
+        (out/_marker).unlink(missing_ok=True)
+        shutil.rmtree(out/'demo', ignore_errors=True)
     try:
         (out/_marker).touch()
         yield
@@ -116,7 +120,7 @@ def _clear_out(out):
     "Remove the results of an earlier run"
     for f in [f for o in _results for f in out.glob(o)]: shutil.rmtree(f) if f.is_dir() and not f.is_symlink() else f.unlink()
 
-_half_written = ('.export.pkl*','.report.*','.history.csv.*','figures/.*.png.*','demo/.tf_efficientnet_lite0.pth.*')
+_half_written = tuple(f'{o}.[0-9]*' for o in ('.export.pkl','.report.html','.report.json','.history.csv','figures/.*.png','demo/.tf_efficientnet_lite0.pth')) + ('.clr-[0-9]*.pkl',)
 
 def _drop_half_written(out):
     "Remove what a process that was killed had begun to write"
@@ -137,6 +141,7 @@ def _learner(pictures, out, arch, size, bs, valid_pct, seed, flip, device, weigh
 
 def _try_batch(learn, arch, size):
     "ValueError if the model can't take a batch: some architectures want a size of their own"
+    from fastai_clr.data import _first_line
     try:
         with learn.no_bar(): learn.get_preds(dl=[learn.dls.valid.one_batch()])
     except (RuntimeError,AssertionError,TypeError,ValueError) as e:
@@ -176,7 +181,7 @@ def _run(learn, settings, recipe, test):
     except BaseException as e:
         report = getattr(e, 'report', None)
         if report is None: raise
-        if not report.finished: write(report)
+        if not report.finished and (learn.path/_marker).exists(): write(report)   # a folder that is gone, with its disk, is not made anew
         if not isinstance(e, RecipeInterrupted): raise
         done = 'All steps were done' if report.finished else f'Step {e.step} was not finished'
         raise KeyboardInterrupt(f'{done}. The finished steps are in {learn.path}/report.html; the same command with --resume goes on') from e
@@ -189,14 +194,20 @@ def _summary(learn, report):
     return f'\n{report!r}{test}\n\nWrote {learn.path}/export.pkl ({model}) and {learn.path}/report.html'
 
 # %% ../nbs/13_cli.ipynb #f96eb0df
+def _git(*args):
+    env = {**os.environ, 'GIT_OPTIONAL_LOCKS': '0'}
+    return subprocess.run(['git','-c','core.fsmonitor=false',*args], capture_output=True, text=True, timeout=10, env=env)
+
 def _git_state():
-    "Commit of the folder in which the command runs, with '-dirty' if files there differ from it; `None` if there is no git"
-    cmd = ['git','-c','core.fsmonitor=false','describe','--always','--dirty','--abbrev=40','--exclude=*']   # runs no program of that folder's
+    "Commit of the folder in which the command runs, with '-dirty' if files there differ from it, '-unchecked' if a look at them would run programs of that folder's; `None` if there is no git"
     with suppress(OSError, subprocess.TimeoutExpired):
-        p = subprocess.run(cmd, capture_output=True, text=True, timeout=10, env={**os.environ, 'GIT_OPTIONAL_LOCKS': '0'})
-        if p.returncode==0: return p.stdout.strip()
+        filters = _git('config', '--includes', '--show-scope', '--name-only', '--get-regexp', r'^filter\.').stdout
+        own = any(o.startswith(('local','worktree')) for o in filters.splitlines())
+        p = _git('describe', '--always', '--abbrev=40', '--exclude=*', *([] if own else ['--dirty']))
+        if p.returncode==0: return p.stdout.strip() + '-unchecked'*own
     return None
 
+# %% ../nbs/13_cli.ipynb #05c2e80b
 def _plan_json(report): return json.dumps(dict(dry_run=True, steps=report.steps, seconds=sum(o['seconds'] for o in report.steps)))
 
 def _as_json(out, report):
@@ -210,10 +221,18 @@ def _as_json(out, report):
 def _finished(out):
     "The report of the run in `out` if that has come to its end, else `None`"
     from fastai_clr.recipe import RecipeReport
-    with suppress(FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):   # damaged ones are written anew
+    with suppress(FileNotFoundError, ValueError, TypeError, KeyError, AttributeError, RecursionError):   # damaged ones are written anew
         read = [json.loads(o.read_text(encoding='utf-8')) for o in (out/'report.json',*out.glob('models/resume/recipe[0-9]*.json'))]
-        if (out/'export.pkl').exists() and all(o['finished'] for o in read): return RecipeReport(**read[0])
+        if (out/'export.pkl').exists() and all(o['finished'] for o in read):
+            report = RecipeReport(**read[0])
+            _as_json(out, report)
+            return report
     return None
+
+def _check_same(done, out, asked):
+    "ValueError if options that were given are not those of the finished run"
+    other = [f"--{k.replace('_','-')} is {v}, and was {done.settings[k]}" for k,v in asked.items() if v is not None and done.settings.get(k, v)!=v]
+    if other: raise ValueError(f"`--resume`: the run in {out} is finished, and had other options ({'; '.join(other)}): choose another `--out`, or pass --overwrite")
 
 @contextmanager
 def _silence(on):
@@ -243,7 +262,7 @@ def clr_train(
     time_budget:str=None, # Time for the training, such as 90s, 10m or 1h30m (looking at the pictures, the test set and the export come on top): step 8 is then one cycle that ends with it, without step 4 and whatever --patience is; if not given, no limit
     resume:bool=False, # Go on with a run that was broken off in --out, by the same options; begin if there is none
     dry_run:bool=False, # Train nothing: time a few batches, and say what the steps would take
-    test:str=None, # Pictures to score once in the end, as a folder of class folders or a CSV
+    test:str=None, # Pictures to score once in the end, as a folder of class folders or a CSV; if not given, none
     label_delim:str=None, # What separates several labels of a picture in a CSV, such as ';'; if not given, each picture has one
     quiet:bool=False, # Print warnings and errors only
     json:bool=False, # Print one line of JSON in the end, and nothing else on standard output
@@ -257,11 +276,14 @@ def clr_train(
         _check_place(out, pictures, weights, overwrite, resume)
         _check_taken(out, overwrite, resume)
         done = _finished(out) if resume else None
-        if done is not None: return print(_as_json(out, done)) if json else None if quiet else print(f'{out} is finished: nothing is left to do')
+        if done is not None:
+            _check_same(done, out, dict(pictures=pictures, arch=arch, size=size, valid_pct=valid_pct, seed=seed, test=test, label_delim=label_delim))
+            return print(_as_json(out, done)) if json else None if quiet else print(f'{out} is finished: nothing is left to do')
         from fastai_clr.recipe import check_recipe
         recipe = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=cycles, patience=patience, freeze_stats=pretrained,
                       ratio=ratio if ratio is not None or pretrained else 1, time_budget=time_budget)
         check_recipe(**recipe)
+        if not 0<=seed<2**32: raise ValueError(f"`--seed` must be a whole number from 0 to {2**32-1}, got {seed}")
         arch = arch or ('tf_efficientnet_lite0' if demo else 'resnet34')
         if size is None: size = 64 if demo else 224
         if bs is None and demo: bs = 64
@@ -291,12 +313,12 @@ def _demo(out, arch, weights, pretrained):
 # %% ../nbs/13_cli.ipynb #eb841ef6
 def _pictures_in(path):
     "Pictures below a folder, or the one that a file is, and those that can't be opened"
-    from fastai.data.transforms import get_image_files
+    from fastai.data.transforms import image_extensions
     from fastcore.parallel import parallel
     from fastai_clr.data import _look, _visible
     if not path.exists(): raise FileNotFoundError(f"{path} doesn't exist: it must be a folder of pictures, or a picture")
-    files = sorted(get_image_files(path)) if path.is_dir() else [path]
-    files = [f for f in files if _visible(f, path)]
+    if not path.is_dir() and not path.is_file(): raise ValueError(f"{path} is neither a folder nor a file")
+    files = sorted(f for f in path.rglob('*') if f.is_file() and _visible(f, path) and f.suffix.lower() in image_extensions) if path.is_dir() else [path]
     ok = [o is not None for o in parallel(_look, files, threadpool=True, progress=False)]
     bad = [f for f,k in zip(files, ok) if not k]
     if len(bad)==len(files): raise ValueError(f"{path} {'holds no pictures' if path.is_dir() else 'is no picture'} that can be opened")
@@ -304,7 +326,7 @@ def _pictures_in(path):
     return [f for f,k in zip(files, ok) if k]
 
 # %% ../nbs/13_cli.ipynb #c224d2fb
-def _no_formula(s): return f"'{s}" if s[:1] in ('=','+','-','@') else s
+def _no_formula(s): return f"'{s}" if s[:1] in ('=','+','-','@','\t','\r') else s
 
 def _labels(vocab, ps, thresh):
     "The likeliest class; with `thresh`, all that are likelier than that, separated by ';'"
@@ -355,6 +377,7 @@ def clr_predict(
         learn.model.to(dev)
         dl = learn.dls.test_dl(files, bs=bs, num_workers=0)
         with nullcontext() if sys.stdout.isatty() else learn.no_bar(): probs = (learn.tta(dl=dl) if tta else learn.get_preds(dl=dl))[0]
+        if not probs.isfinite().all(): raise ValueError(f"{model} gives probabilities that are no numbers: its training diverged")
         _write_csv(out, pictures if pictures.is_dir() else pictures.parent, files, vocab, probs, thresh)
         print(f'Wrote {len(files):,} predictions to {out}')
 
@@ -367,8 +390,8 @@ def _store_line(o):
 @call_parse
 def clr_stores(
     path:Path, # Folder that holds the stores, such as RUN/activations
-    unused_days:float=None, # Delete stores that were not used for more than so many days
-    max_mb:float=None, # Then delete those longest not used, until the rest is no more than so many MB (10^6 bytes)
+    unused_days:float=None, # Delete stores that were not used for more than so many days; if not given, whatever their age
+    max_mb:float=None, # Then delete those longest not used, until the rest is no more than so many MB (10^6 bytes); if not given, whatever their size
     dry_run:bool=False, # With these two: only say what would be deleted
 ):
     "List stored activations, and delete what is old or too much"

@@ -131,6 +131,7 @@ def _from_csv(path, delim=None):
     if delim is None: _refuse_lines(path, [n for n,o in rows if not (o['label'] or '').strip()], 'no label')
     _refuse_lines(path, [n for n,o in rows if not (o['file'] or '').strip()], 'no file')
     _refuse_lines(path, [n for n,o in rows if not _is_below(o['file'], path.parent)], f'a file that is not below {path.parent}, where the CSV lies:')
+    _refuse_lines(path, [n for n,o in rows if len(o['file'])>4000 or any(len(os.fsencode(p))>255 for p in Path(o['file']).parts)], "a file whose name is longer than any file's:")
     files,seen = [path.parent/o['file'] for _,o in rows],set()
     gone = [o['file'] for (_,o),f in zip(rows, files) if not f.is_file()]
     if gone: raise FileNotFoundError(f"{path} names {len(gone)} files that aren't there, such as {gone[0]}")
@@ -139,7 +140,7 @@ def _from_csv(path, delim=None):
     valid = [str(o.get('is_valid')).strip().lower() for _,o in rows]
     given = bool(rows) and 'is_valid' in rows[0][1]
     if given: _refuse_lines(path, [n for (n,_),v in zip(rows, valid) if v not in _truths], f"an is_valid that is none of {', '.join(_truths)} (such as {next((v for v in valid if v not in _truths), '')!r})")
-    labels = [o['label'] if delim is None else [l.strip() for l in (o['label'] or '').split(delim) if l.strip()] for _,o in rows]
+    labels = [o['label'].strip() if delim is None else [l.strip() for l in (o['label'] or '').split(delim) if l.strip()] for _,o in rows]
     return Pictures(path.parent, files, labels, [_truths[v] for v in valid] if given else None)
 
 # %% ../nbs/10_data.ipynb #c114ba3f
@@ -155,11 +156,12 @@ def _look(file):
     "What is odd about a picture, by the keys of `_odd`; `None` if it can't be opened"
     try:
         with Image.open(file) as im:
+            if im.format in ('EPS','WMF'): return None   # Pillow has another program draw them, such as Ghostscript
             is_deep = im.mode[0] in 'IF'
             im.draft(im.mode, (32,32))
             im.load()
             return [k for k,v in dict(turned=_is_turned(im), deep=is_deep, moving=getattr(im, 'is_animated', False)).items() if v]
-    except (OSError,SyntaxError,ValueError,TypeError,AttributeError,EOFError,Image.DecompressionBombError): return None   # what Pillow raises on files that are damaged
+    except Exception: return None   # whatever Pillow raises on files that are damaged: struct.error, IndexError and RuntimeError are among it
 
 def _warn_odd(files, seen):
     for k,what in _odd.items():
@@ -251,6 +253,7 @@ def pick_device(
 )->torch.device: # One that is there
     "The device to train on; ValueError if it isn't there"
     if device is None: return default_device()
+    if str(device).partition(':')[0]=='meta': raise ValueError(f"`device` {device!r} holds no numbers: nothing can be trained on it")
     try: return torch.empty(0, device=device).device
     except (RuntimeError,AssertionError) as e: raise ValueError(f"`device` {device!r} is not to be had here: {_first_line(e)}") from e
 

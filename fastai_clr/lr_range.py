@@ -48,8 +48,8 @@ def _crossing(x, y, level):
 
 # %% ../nbs/06_lr_range.ipynb #545992d3
 def range_bounds(
-    lrs:np.ndarray, # Learning rates at which the metric was measured, rising
-    values:np.ndarray, # The metric there
+    lrs:np.ndarray, # Learning rates at which the metric was measured, rising, shape (n,)
+    values:np.ndarray, # The metric there, shape (n,)
     lower_is_better:bool=False, # As for a loss or an error rate
 )->tuple: # Lower bound, upper bound, and why there are none or what is odd about them; the bounds are `None` where there is no suggestion
     "The learning rates between which a metric rises (Smith 2017, arXiv:1506.01186, sec. 3.3): from a tenth of its rise to all but a twentieth of it; the rise ends where the curve, smoothed over three points, first falls back by a tenth, or at its highest place"
@@ -189,7 +189,7 @@ def _find_end(learn, lr_min, scale, n=100, highest=10.):
 class LRRange(NamedTuple):
     "What `lr_range_test` found"
     lr_min:float|np.ndarray|None # Where the metric starts to rise, one value, or one a parameter group; `None`: no suggestion
-    lr_max:float|np.ndarray|None # Where it falters
+    lr_max:float|np.ndarray|None # Where it falters, one value, or one a parameter group; `None`: no suggestion
     curve:pd.DataFrame # A row a batch: `lr` (of the last group), `train_loss` (smoothed), `valid_loss` and the metric where they were measured
 
     @property

@@ -21,7 +21,7 @@ from fastcore.foundation import L
 from fastcore.xtras import modify_exception
 from fastprogress.fastprogress import progress_bar
 from fastai.callback.core import Callback, _inner_loop, event
-from fastai.callback.mixup import MixHandler
+from fastai.callback.mixup import CutMix, MixHandler
 from fastai.callback.schedule import LRFinder
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.load import DataLoader
@@ -630,6 +630,14 @@ class _HeadRecorder(Recorder):
         self.losses.append(learn.smooth_loss)
 
 # %% ../nbs/08_precompute.ipynb #40c1f6d3
+def _check_mixes(head, cbs):
+    "Refuse CutMix where there are no pictures to cut; a warning of what else mixes inputs"
+    mixes = [o for o in cbs if isinstance(o, MixHandler) or isinstance(o, type) and issubclass(o, MixHandler)]
+    if any(o is CutMix or isinstance(o, CutMix) for o in mixes) and len(head.stores['train'].info['x']['shape'])<4:
+        raise ValueError("CutMix cuts patches out of pictures, and this Learner has activations only: use it on the Learner that made it")
+    if mixes: warnings.warn(f"{getattr(mixes[0], '__name__', type(mixes[0]).__name__)} mixes activations here, not pictures")
+
+# %% ../nbs/08_precompute.ipynb #cb4b6bad
 class HeadLearner(Learner):
     "A Learner for the head on stored activations; made by `learn.precompute()`. Its modules are those of the whole model"
     def __init__(self,
@@ -684,8 +692,7 @@ class HeadLearner(Learner):
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, *args, **kwargs):
         self.check_fresh()
-        mixes = [getattr(o, '__name__', type(o).__name__) for o in L(self.cbs)+L(cbs) if isinstance(o, MixHandler) or isinstance(o, type) and issubclass(o, MixHandler)]
-        if mixes: warnings.warn(f"{mixes[0]} mixes activations here, not pictures")
+        _check_mixes(self, L(self.cbs)+L(cbs))
         try: return super().fit(n_epoch, lr, wd, cbs, *args, **kwargs)
         finally:
             if not any(isinstance(o, LRFinder) for o in L(cbs)): _drop_state(self.whole.opt, list(self.model.parameters()))

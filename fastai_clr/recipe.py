@@ -24,6 +24,7 @@ from .activations import MANIFEST, hash_bytes, hash_module
 from .cycles import CycleScheduler, batches_per_epoch, peak_lrs
 from .precompute import split_learner
 from .resume import _differences, _seal, keep_state
+from .schedules import CosineRestarts
 from .snapshots import _file, _folder, _load, _mean_state, _number, _preds, _scores, _weights_kept, _write_atomic, _write_json, _write_snapshot
 
 # %% ../nbs/11_recipe.ipynb #e0d72216
@@ -163,7 +164,7 @@ class _Notes(dict):
         text = file.read_text(encoding='utf-8')
         if not text: return None
         content = json.loads(text)
-        if not isinstance(content, dict) or content.pop('seal', None)!=_seal(content): raise ValueError('it is not what was written')
+        if not isinstance(content, dict) or content.pop('seal', None)!=_seal(content) or not {'settings','body','finished'}<=content.keys(): raise ValueError('it is not what was written')
         return cls(file, content)
 
     def put(self, new):
@@ -483,6 +484,7 @@ def _finish(run):
             _load(learn, file)
             report.kept = name
         warnings.warn(f"the report may be without the ensemble, the confusion matrix and the mistakes ({type(e).__name__}: {e})")
+    if report.best and not math.isfinite(report.best['valid_loss']): warnings.warn("no model has a finite validation loss, and what was kept is of no use: look at the data, or pass lower learning rates")
     report.finished = True
 
 # %% ../nbs/11_recipe.ipynb #480b73e1
@@ -491,13 +493,13 @@ def _default_epochs(n_iter): return min(50, max(2, -(-150//max(1, n_iter))))
 def _fewer(n, left, epoch): return n if math.isinf(left) else min(n, max(1, int(.25*left//(epoch+1e-6))))   # epochs in a quarter of the time at most
 
 def check_recipe(
-    head_epochs=None, # All are arguments of `fit_recipe`: this one for step 3
-    head_cycles=3, # For step 4
-    n_cycles=3, # For step 8
-    cycle_mult=2, # For step 8
-    ratio=None, # For step 6
-    patience=1, # For step 8
-    time_budget=None, # The clock
+    head_epochs=None, # All are arguments of `fit_recipe`: this one for step 3, in epochs
+    head_cycles=3, # Cycles of step 4
+    n_cycles=3, # Cycles of step 8
+    cycle_mult=2, # For step 8: how many times longer each cycle is than the last
+    ratio=None, # For step 6: how many times lower each group's lr is than the next one's
+    patience=1, # Cycles of step 8
+    time_budget=None, # The clock, in seconds or as '90s'
     freeze_stats=True, # For steps 7 and 8
     head_lr=None, # For steps 3 and 4
     lr=None, # For step 8
@@ -513,14 +515,17 @@ def check_recipe(
     if time_budget is None and n_cycles>1 and cycle_mult!=int(cycle_mult): raise ValueError(f"`cycle_mult` must be a whole number, as training may stop after any cycle, and so each must end with an epoch; got {cycle_mult!r}")
     for k,v in dict(head_lr=head_lr, lr=lr).items():
         if v is not None and (isinstance(v, bool) or not isinstance(v, (int,float)) or not 0<v<math.inf): raise ValueError(f"`{k}` must be a learning rate above 0, or None to find one, got {v!r}")
+    if time_budget is None and n_cycles: CosineRestarts(n_cycles, 1, cycle_mult).n_batches(1)   # ValueError if that is too long
     _as_seconds(time_budget)
 
 # %% ../nbs/11_recipe.ipynb #3034a695
-def _check_sets(learn):
+def _check_sets(learn, split):
     "ValueError if there is nothing to train on, or nothing to choose the model by"
     batches_per_epoch(learn)
     if not learn.recorder.valid_metrics: raise ValueError("the recipe chooses by the validation loss, and the Learner's recorder has `valid_metrics=False`: set it to True")
     if len(learn.dls.loaders)<2 or not len(learn.dls.valid): raise ValueError("the validation set is empty, and the recipe chooses by it: make DataLoaders with one")
+    norms = [m for m in split_learner(learn, split)[1].modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if learn.dls.bs==1 and norms: raise ValueError("`bs` must be at least 2 for a head with BatchNorm, got 1")
 
 def _check_stores(run, head):
     "ValueError if a run that goes on has other data: the stores of activations are named by all that they depend on"
@@ -531,6 +536,7 @@ def _check_stores(run, head):
 # %% ../nbs/11_recipe.ipynb #1c02efdd
 def _save_model(run, row):
     "The whole model after a step as a snapshot"
+    if not run.notes.file.exists(): raise FileNotFoundError(f"{run.notes.file} is gone: is its disk still there?")
     folder = _folder(run.learn, f"{run.notes.file.stem}-step{row['step']}")
     folder.mkdir(parents=True, exist_ok=True)
     losses = {k: row[k] if math.isfinite(row[k]) else None for k in ('train_loss','valid_loss')}
@@ -555,7 +561,7 @@ def _steps_2_and_3(run, s):
     n = _default_epochs(n_iter) if s['head_epochs'] is None else s['head_epochs']
     if run.budget is not None and n: n = run.notes.once('head_epochs', lambda: _fewer(n, run.left(), n_iter*found['batch']))
     if not n: return lr,True
-    with run.step(3, f'{n} epoch{"s"*(n>1)}', lr) as row:
+    with run.step(3, f'{n} epoch{"s"*(n>1)}, the body frozen; the lr {_lr_of(s, "head_lr", "of step 2")}', lr) as row:
         head.fit_sgdr(1, cycle_len=n, lr_max=lr, resume=f'{name}-step3')
         run.record(row, head)
         run.result(row, head)
@@ -563,10 +569,12 @@ def _steps_2_and_3(run, s):
     return lr,not found['losses'] or row['valid_loss']<found['losses'][0]/2
 
 # %% ../nbs/11_recipe.ipynb #903586d0
+def _lr_of(s, key, otherwise): return 'as given' if s[key] else otherwise
+
 def _step_4(run, plan, lr):
     "The head with augmentation"
     name = f'{run.notes.file.stem}-step4'
-    with run.step(4, f"{plan['head_cycles']} cycle{'s'*(plan['head_cycles']>1)} of one epoch", lr) as row:
+    with run.step(4, f"{plan['head_cycles']} cycle{'s'*(plan['head_cycles']>1)} of one epoch, the body frozen; the lr as in step 3", lr) as row:
         run.learn.fit_sgdr(plan['head_cycles'], cycle_len=1, lr_max=lr, cycle_mult=1, snapshots=name, resume=name)
         run.record(row, run.learn)
         run.result(row, run.learn)
@@ -586,12 +594,13 @@ def _steps_5_to_8(run, s, plan, head_lr, alike):
             lr = min(head_lr, run.find_lr(row, learn, _n_sweep(len(learn.dls.train)), _before_blowup)['lr'])
     lrs,n = learn.group_lrs(lr, ratio),plan['n_cycles']
     of = f"up to {n} cycles, each {s['cycle_mult']:g} times as long as the last" if plan['patience'] else f"one cycle by the clock, about {plan['cycle_len']:.2f} epochs"
-    with run.step(8, of, lrs) as row:
+    how = f"{'; BatchNorm statistics of the body kept' if s['freeze_stats'] else ''}; the lr {_lr_of(s, 'lr', 'of step 7' if plan['sweep'] else 'half of the Learner’s')}{'' if s['lr'] else ', no more than that of step 3'}"
+    with run.step(8, of+how, lrs) as row:
         clock,cycle_len = [],plan['cycle_len']
         if run.budget is not None: clock,cycle_len = [_OnTime(lambda: run.left()-plan['reserve'], run.note_time)],_longer(cycle_len, len(learn.dls.train))
         learn.fit_sgdr(n, cycle_len, lrs, s['cycle_mult'], clock, patience=plan['patience'], snapshots=name, resume=name)
         run.record(row, learn)
-        if clock: row['detail'] = f'one cycle by the clock: {len(learn.recorder.lrs)/len(learn.dls.train):.2f} epochs'
+        if clock: row['detail'] = f'one cycle by the clock: {len(learn.recorder.lrs)/len(learn.dls.train):.2f} epochs{how}'
         run.report.stopped = getattr(learn.recorder, 'stopped', None) if plan['patience'] else None
         run.result(row, learn, learn.recorder.best_epoch if plan['patience'] else None)
         _add_snapshots(run, 8)
@@ -680,7 +689,7 @@ def fit_recipe(self:Learner,
         lr=lr, freeze_stats=freeze_stats)
     check_recipe(**s, time_budget=time_budget)
     if num_distrib()>1: raise ValueError("`fit_recipe` runs in one process: call `fit_sgdr` and `precompute` yourself within `distrib_ctx`")
-    _check_sets(self)
+    _check_sets(self, split)
     budget,begun = _as_seconds(time_budget),time.monotonic()
     settings = dict(s, time_budget=time_budget, bs=self.dls.bs, device=str(self.dls.device))
     report = RecipeReport(settings, _versions(), self.metrics[0].name if len(self.metrics) else None)

@@ -149,6 +149,7 @@ def _decode_generator(e, now):
 
 def _decode_bits(e, now):
     state = _decode(e['bits'])
+    if state['bit_generator'] not in ('PCG64','PCG64DXSM','MT19937','Philox','SFC64'): raise ValueError(f"there is no generator {state['bit_generator']}")
     o = now if isinstance(now, np.random.Generator) else np.random.Generator(getattr(np.random, state['bit_generator'])())
     o.bit_generator.state = state
     return o

@@ -175,14 +175,19 @@ def _write_snapshot(learn, folder, info):
     _write_json(file.with_suffix('.json'), info)
 
 # %% ../nbs/03_snapshots.ipynb #307a0034
+def _kind(o): return isinstance(o, torch.Tensor) and (o.is_complex(),o.is_floating_point())
+
 def _check_state(
     own:dict, # State dict of the model
     state:dict, # State dict that is to be loaded
     what:str, # What errors call it
 ):
     "ValueError that names the keys if `state` doesn't fit"
-    other = {k for k in own.keys()&state.keys() if getattr(own[k], 'shape', None)!=getattr(state[k], 'shape', None)}
-    bad = {'is without': own.keys()-state.keys(), 'has besides': state.keys()-own.keys(), 'has in other shapes': other}
+    if not isinstance(state, dict): raise ValueError(f"{what} holds a {type(state).__name__}, not the state of a model")
+    both = own.keys()&state.keys()
+    shapes = {k for k in both if getattr(own[k], 'shape', None)!=getattr(state[k], 'shape', None)}
+    bad = {'is without': own.keys()-state.keys(), 'has besides': state.keys()-own.keys(), 'has in other shapes': shapes,
+        'has as other kinds of numbers': {k for k in both-shapes if _kind(own[k])!=_kind(state[k])}}
     said = [f"{k} {', '.join(sorted(v)[:5])}{f' and {len(v)-5} more' if len(v)>5 else ''}" for k,v in bad.items() if v]
     if said: raise ValueError(f"{what} is of another model than this one: it {'; it '.join(said)}")
 

@@ -1007,8 +1007,8 @@ def test_a_note_that_a_killed_process_left_on_a_whole_store_goes_with_its_next_u
     assert not note.exists()
 
 @pytest.mark.parametrize('kw', [dict(block=0), dict(n='5'), dict(n=-1), dict(arrays='xy'), dict(arrays=[1]), dict(arrays={'x': {}}), dict(arrays={'x': 3}),
-    *[dict(arrays={'x': {**dict(shape=[5,2], dtype='float32'), **o}}) for o in (dict(shape=5), dict(shape=[]), dict(shape=[5,2**70]), dict(shape=[-5,2]), dict(shape=[5,.5]),
-    dict(dtype='nonsense'), dict(dtype='object'), dict(dtype=None))]], ids=str)
+    *[dict(arrays={'x': {**dict(shape=[5,2], dtype='float32'), **o}}) for o in (dict(shape=5), dict(shape=[]), dict(shape=[5,2**70]), dict(shape=[-5,2]),
+    dict(shape=[5,.5]), dict(dtype='nonsense'), dict(dtype='object'), dict(dtype=None))]], ids=str)
 def test_a_manifest_sealed_anew(tmp_path, kw):
     "Whoever changes it can seal it too: numbers that make no sense are found all the same, and the store is made anew"
     folder = write(tmp_path).folder

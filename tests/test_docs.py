@@ -2,7 +2,7 @@
 import importlib, inspect, json, pkgutil, re, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
-import pytest
+import numpy as np, pytest
 from fastai.callback.core import event
 from fastai.learner import Learner
 from fastcore.docments import docments
@@ -52,6 +52,28 @@ def test_says_what_it_is_and_what_it_takes(name, o, f):
     doc = inspect.getdoc(o)
     assert doc and not doc.startswith(f'{o.__name__}('), f'{name} has no docstring'   # dataclasses get their signature for one
     assert not _without_comment(o, f), f'{name} says nothing of these arguments'
+
+UNITS = {'epochs?$|cycle_len|step_size|^every$|^warmup$': 'epoch|cycle|batch', '^n_(iter|batches)$|num_it|^batch$': 'batch', '^bs$': 'a batch|batch size',
+    'pct$': 'share|fraction', 'bytes$|^need$': 'bytes', '_mb$': 'mb', 'days$': 'days', '^size$': 'pixels', 'budget': 'seconds|90s',
+    '^patience$|^(n_|head_)?cycles$': 'cycle|snapshots'}
+SHAPED = 'shape|one value|one a |one for each|as in fastai|records|bytes|`stat_items`|a row'
+
+def _unclear(o):
+    "Arguments and results that leave open their unit, though their name asks for one, or their shape, though they are arrays"
+    for k,d in docments(o, full=True, args_kwargs=True).items():
+        said,kind = (d.docment or '').lower(),str(d.anno)
+        if said and any(re.search(a, k) and not re.search(b, said) for a,b in UNITS.items()): yield k
+        if said and re.search('ndarray|Tensor', kind) and not re.search(SHAPED, said): yield k
+
+@pytest.mark.parametrize('name,o,f', PUBLIC, ids=[o[0] for o in PUBLIC])
+def test_says_units_and_shapes(name, o, f): assert not [*_unclear(o)], f'{name} leaves the unit or the shape of these open'
+
+def test_an_argument_without_unit_or_shape_is_seen():
+    def f(max_epochs:int, # The most
+          x:np.ndarray, # Rows
+    )->np.ndarray: # What comes out
+        "What it does"
+    assert [*_unclear(f)]==['max_epochs','x','return']
 
 def test_an_argument_without_a_comment_is_seen():
     def f(a, # Told

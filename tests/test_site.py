@@ -49,6 +49,10 @@ def test_the_sidebar_leads_to_every_page():
 
 MODULES = {o.stem: importlib.import_module(f'fastai_clr.{o.stem}') for o in (ROOT/'fastai_clr').glob('*.py') if o.stem not in ('all','_modidx','__init__')}
 
+def test_the_sidebar_has_its_groups():
+    names = re.findall(r'section: (.+)', (Path(__file__).parents[1]/'nbs/sidebar.yml').read_text(encoding='utf-8'))
+    assert names==['Start','Tutorials','How-to','Reference','Benchmarks']
+
 @pytest.mark.parametrize('module', sorted(MODULES))
 def test_names_lead_to_their_source(module):
     "What a module exports, and what it adds to a Learner, has a heading and a link to the line where it is defined"

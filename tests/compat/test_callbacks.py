@@ -1,4 +1,5 @@
 "fastai's callbacks and optimizers beside a schedule: the lr of every batch is the schedule's, cycles leave snapshots, and a run that was broken off ends as one that was not"
+import pickle
 from functools import partial
 import numpy as np, pytest, torch
 from fastai.callback.channelslast import ChannelsLast
@@ -12,9 +13,12 @@ from fastai.learner import load_learner
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.optimizer import SGD, Adam, RMSProp, ranger
 from fastai.torch_core import set_seed
-from fastai_clr import fit, snapshots   # for the Learner methods they add; chkstyle: ignore
+from fastai_clr import fit, precompute   # for the Learner methods they add; chkstyle: ignore
+from fastai_clr.cycles import SGDR
+from fastai_clr.recipe import BodyStatsFrozen, GroupRatios
 from fastai_clr.schedules import CosineRestarts, Triangular
-from learners import Cancel, Watch, adamw, same, weights
+from fastai_clr.snapshots import SnapshotSaver, StopOnOverfit
+from learners import Cancel, Watch, adamw, learner, quiet, same, weights
 from pictures import small
 
 CALLBACKS = dict(nothing=list, save=lambda: [SaveModelCallback()], early=lambda: [EarlyStoppingCallback(patience=9)], nan=lambda: [TerminateOnNaNCallback()],
@@ -57,6 +61,35 @@ def test_snapshots_and_going_on_after_a_break(new, cbs, kw):
     learn.fit_sgdr(2, 1, lr_max=1e-2, snapshots='cut', resume='cut', cbs=Cancel('after_batch', KeyboardInterrupt, lambda o: seen.add(o.epoch)))   # never
     assert 0 not in seen
     assert same(weights(whole), weights(learn)) and len(learn.snapshots('cut'))==2
+
+@every_case
+@pytest.mark.filterwarnings('ignore:MixUp mixes')
+def test_the_head_on_activations(new, cbs, kw):
+    "The same beside the schedule of a head's fit, broken off and gone on with; what can't be is refused in a sentence"
+    def fit(name, when=lambda o: False):
+        head,seen = quiet(new(**kw).precompute(dtype='float32')),set()
+        head.fit_sgdr(2, 1, lr_max=1e-2, snapshots=name, resume=name,
+            cbs=[*cbs(), Cancel('after_batch', KeyboardInterrupt, lambda o: when(o) or seen.add(o.epoch) if o.training else False)])
+        return head,seen
+    if cbs is CALLBACKS['cutmix']:
+        with pytest.raises(ValueError, match='CutMix cuts patches out of pictures'): fit('no')
+        return
+    whole,_ = fit('whole')
+    np.testing.assert_allclose(whole.recorder.hps['lr'], CosineRestarts(2, 1, 2, lr_max=1e-2).values(len(whole.dls.train)), rtol=1e-12)
+    with pytest.raises(KeyboardInterrupt): fit('cut', lambda o: o.epoch==1)
+    again,seen = fit('cut')
+    assert 0 not in seen and same(weights(whole), weights(again)) and len(again.snapshots('cut'))==2
+    torch.testing.assert_close(again.get_preds()[0], again.whole.get_preds()[0], rtol=1e-4, atol=1e-5)
+
+@pytest.mark.parametrize('cb', [BodyStatsFrozen(), GroupRatios(3.), StopOnOverfit(2), SnapshotSaver('s', keep=2), SGDR(1e-2)], ids=lambda o: o.name)
+def test_a_learner_with_one_of_ours_is_pickled(tmp_path, cb):
+    "After a fit with snapshots, checkpoints and a stop too"
+    learn = learner(4, path=tmp_path)
+    learn.fit_sgdr(2, 1, 1e-2, 1, snapshots='a', resume='a', patience=2)
+    learn.add_cb(cb)
+    new = pickle.loads(pickle.dumps(learn))
+    assert same(weights(learn), weights(new)) and [o.name for o in new.cbs]==[o.name for o in learn.cbs]
+    assert np.array_equal(new.recorder.hps['lr'], learn.recorder.hps['lr'])
 
 def test_a_plateau_is_warned_of(new):
     "A schedule sets the lr at each batch, so that what ReduceLROnPlateau changes is gone with the next"

@@ -4,6 +4,7 @@ from fastai.collab import CollabDataLoaders, collab_learner
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import Datasets
 from fastai.data.transforms import RandomSplitter, get_image_files
+from fastai.interpret import Interpretation
 from fastai.layers import ConvLayer, Flatten
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
@@ -52,12 +53,14 @@ def collab(path, digits):
     dls = CollabDataLoaders.from_df(df, user_name='picture', item_name='pixel', rating_name='ink', seed=0, bs=64, device='cpu')
     return collab_learner(dls, n_factors=4, y_range=(0,16), metrics=mse, path=path)
 
+def halves(m): return [params(m[0]),params(m[1])]
+
 def plain(path, digits):
     d = load_digits()
     x,y = torch.tensor(d.images[:200]/16, dtype=torch.float32)[:,None],torch.tensor(d.target[:200])
     dls = Datasets(range(200), [[x.__getitem__],[y.__getitem__]], splits=RandomSplitter(.2, seed=0)(range(200))).dataloaders(bs=20, num_workers=0, device='cpu')
     model = nn.Sequential(nn.Sequential(ConvLayer(1, 8), ConvLayer(8, 8, stride=2)), nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(8, 10)))
-    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), splitter=lambda m: [params(m[0]),params(m[1])], metrics=accuracy, path=path)
+    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), splitter=halves, metrics=accuracy, path=path)
 
 KINDS = [vision,timm,unet,text,tabular,collab,plain]
 every_kind = pytest.mark.parametrize('make', KINDS, ids=lambda f: f.__name__)
@@ -114,14 +117,21 @@ def test_precomputed_activations_or_a_refusal(make, new, tmp_path):
     torch.testing.assert_close(head.get_preds()[0], after, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(before, after)
 
+def first(learn): return learn.dls.valid.items[0]
+
+# What `predict` takes; a Learner of pairs or of plain numbers has nothing that it could be given
+ITEMS = {vision: first, timm: first, unet: first, text: lambda learn: 'w0x5 w1x3 w2x1 w3x0', tabular: lambda learn: learn.dls.valid.items.iloc[0].drop('species')}
+
 @every_kind
-def test_export_and_predict(make, new, tmp_path):
-    "After a fit, fastai's own way to keep a Learner works as before it"
-    if make is plain: pytest.skip('a splitter that is a lambda, as here, is no pickle')
+def test_export_predict_and_interpretation(make, new, tmp_path):
+    "After a fit, fastai's own ways to keep a Learner and to look at it work as before it"
     learn = new()
-    learn.fit_sgdr(1, 1, lr_max=1e-2, snapshots='s')
-    want = learn.get_preds()[0]
+    learn.fit_sgdr(1, 1, lr_max=1e-2, snapshots='s', resume='s')
+    want,seen = learn.get_preds()[0],Interpretation.from_learner(learn)
+    assert len(seen.losses)==len(want) and seen.losses.mean().item()==pytest.approx(learn.validate()[0], rel=1e-3)
     learn.export('export.pkl')
-    opened = load_learner(tmp_path/'export.pkl')
-    opened.dls = learn.dls
-    torch.testing.assert_close(quiet(opened).get_preds()[0], want)
+    def opened(): return quiet(load_learner(tmp_path/'export.pkl'))
+    whole = opened()
+    whole.dls = learn.dls
+    torch.testing.assert_close(whole.get_preds()[0], want)
+    if make in ITEMS: torch.testing.assert_close(opened().predict(ITEMS[make](learn))[2], learn.predict(ITEMS[make](learn))[2])

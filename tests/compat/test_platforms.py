@@ -1,11 +1,12 @@
 "What other systems lack: file locks, room that can be taken beforehand, a look at free memory, workers that are forked. Each has a way round"
 import errno, fcntl, multiprocessing, os, pickle, warnings
+from pathlib import Path
 import numpy as np, pytest, torch
 from filelock import FileLock, Timeout
 from fastai_clr import cli
 from fastai_clr.activations import list_stores
 from fastai_clr.all import picture_dls
-from learners import same, weights
+from learners import learner, same, weights
 from pictures import small
 
 @pytest.fixture
@@ -77,3 +78,15 @@ def test_start_methods_of_workers(digits, tmp_path, start_method, method):
     assert all(np.array_equal(got.stores[k].arrays[o], want.stores[k].arrays[o]) for k in got.stores for o in ('x','y','i'))
 
 def test_data_can_be_sent_to_workers(digits): pickle.loads(pickle.dumps(picture_dls(digits, size=16, bs=16, device='cpu').train_ds))
+
+def test_a_file_that_someone_has_open(tmp_path, monkeypatch):
+    "As on Windows: the old one stays whole. A snapshot's error names it; of a checkpoint there is a warning, and training goes on"
+    learner(3, path=tmp_path).fit_sgdr(1, 1, 1e-2, snapshots='s')
+    files,real = {o: o.read_bytes() for o in (tmp_path/'models').rglob('cycle-*')},os.replace
+    def held(a, b, **kw):
+        if Path(b).name.startswith(('cycle-','epoch-')): raise PermissionError(13, 'used by another process', str(b))
+        real(a, b, **kw)
+    monkeypatch.setattr(os, 'replace', held)
+    with pytest.raises(PermissionError, match='cycle-000'): learner(3, path=tmp_path).fit_sgdr(1, 1, 1e-2, snapshots='s', overwrite=True)
+    with pytest.warns(UserWarning, match='could not be written'): learner(3, path=tmp_path).fit_sgdr(1, 1, 1e-2, resume='r')
+    assert files and files=={o: o.read_bytes() for o in files}
