@@ -32,7 +32,7 @@ compat: .venv/.installed-dev
 
 stress: .venv/.installed-dev
 	@echo "Killing processes at many moments, and trying many cases: some hours"
-	@STRESS=1 OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q tests/faults tests/test_precompute.py tests/test_fit.py tests/test_fuzz.py tests/test_long.py tests/test_numbers.py
+	@"$(BIN)/python" -W ignore benchmarks/bench_stress.py
 	@"$(MAKE)" --no-print-directory mutation
 
 mutation: .venv/.installed-dev

@@ -1,5 +1,5 @@
 "`clr_train` as a user runs it: a process, its output, its exit status, and what it leaves behind"
-import io, json, os, re, shutil, signal, subprocess, sys
+import io, json, os, re, shutil, signal, socket, subprocess, sys
 from importlib.metadata import version
 from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
@@ -533,3 +533,25 @@ def test_a_report_that_was_tampered_with(tmp_path, steps):
     (tmp_path/'export.pkl').touch()
     (tmp_path/'report.json').write_text(json.dumps(dict(settings={}, versions={}, finished=True, steps=steps, kept='step 3')))
     assert cli._finished(tmp_path) is None
+
+def test_results_that_the_disk_takes_no_more(tmp_path, monkeypatch, capsys):
+    "Predictions, and the picture of a schedule: one sentence, and nothing half-written"
+    def full(a, b): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(cli.os, 'replace', full)
+    with pytest.raises(OSError): cli._write_csv(tmp_path/'p.csv', tmp_path, [tmp_path/'a.png'], ['a','b'], torch.tensor([[.9,.1]]))
+    rc,_,err = here(cli.clr_schedule, capsys, 'sgdr', out=str(tmp_path/'s.png'))
+    assert rc==1 and err.count('clr_schedule:')==1 and 'No space left' in err and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('cmd', [exe,predict_exe,stores_exe], ids=lambda o: o.name)
+def test_help_has_a_default_for_each_option(cmd):
+    rc,out,_ = clr_train('--help', exe=cmd)
+    options = re.split(r'\n  (?=--)', out[out.index('options:'):])[1:]
+    assert rc==0 and options
+    for o in options: assert re.search('default:|if not given', ' '.join(o.split())), o
+
+def test_no_host_is_asked(digits, weights, tmp_path, monkeypatch):
+    "Where weights are given"
+    def connect(self, to): pytest.fail(f'{to} was asked') if self.family in (socket.AF_INET,socket.AF_INET6) else None
+    monkeypatch.setattr(socket.socket, 'connect', connect)
+    rc,_,err = clr_train_here(digits, '--arch', 'tf_efficientnet_lite0', '--weights', weights, '--dry-run', '--size', 32, '--out', tmp_path/'out')
+    assert rc==0, err

@@ -21,11 +21,11 @@ def wheel(source, tmp_path_factory):
     run(sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, source)
     return next(out.glob('*.whl'))
 
-def install(what, tmp_path):
+def install(tmp_path, *what):
     "Install `what` in a new environment; its python"
     py = make_venv(tmp_path/'venv')
     run(sys.executable, '-m', 'pip', '--python', py, 'install', '-q', '--ignore-installed', '--no-deps', '--no-build-isolation',
-        '--disable-pip-version-check', what, cwd=tmp_path)
+        '--disable-pip-version-check', *what, cwd=tmp_path)
     return py
 
 _where = 'import fastai_clr; print(fastai_clr.__file__)'
@@ -41,16 +41,13 @@ def test_wheel_contents(wheel):
     assert {f'fastai_clr/{o.name}' for o in (root/'fastai_clr').glob('*.py')} | {'fastai_clr/py.typed'} == {o for o in fs if o.startswith('fastai_clr/')}
     assert f'{info}/licenses/LICENSE' in fs
 
-def test_wheel_works(wheel, tmp_path):
-    py = install(wheel, tmp_path)
-    assert run(py, '-c', _where, cwd=tmp_path).startswith(str(tmp_path/'venv'))
+@pytest.mark.parametrize('how', ['folder','editable','sdist','wheel'])
+def test_installed_it_works_elsewhere(source, wheel, tmp_path, how):
+    what = dict(folder=[source], editable=['-e',source], sdist=[*wheel.parent.glob('*.tar.gz')], wheel=[wheel])[how]
+    py = install(tmp_path, *what)
+    assert run(py, '-c', _where, cwd=tmp_path).startswith(str(source if how=='editable' else tmp_path/'venv'))
     run(py, '-c', _all_modules, cwd=tmp_path)
     assert 'usage: clr_train' in run(tmp_path/'venv/bin/clr_train', '--help', cwd=tmp_path)
-
-def test_pip_install_works(source, tmp_path):
-    py = install(source, tmp_path)
-    assert run(py, '-c', _where, cwd=tmp_path).startswith(str(tmp_path/'venv'))
-    assert (tmp_path/'venv/bin/clr_train').exists()
 
 def test_bare_python_shares_the_rest(bare_python, tmp_path):
     run(bare_python, '-c', 'import importlib.util as u; assert u.find_spec("torch") and u.find_spec("fastai")', cwd=tmp_path)

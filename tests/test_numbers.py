@@ -99,3 +99,15 @@ def test_ten_thousand_classes_of_pictures(tmp_path):
     r.save(tmp_path/'run')
     learn.export()
     assert r.finished and len(load_learner(tmp_path/'run/export.pkl').dls.vocab)==10_000
+
+@pytest.mark.parametrize('counts', [(120,12,3),(20,20),(40,1,1,1)], ids=['unbalanced','two','nearly one'])
+def test_sets_of_other_shapes(tmp_path, counts):
+    rnd = np.random.default_rng(0)
+    for c,n in enumerate(counts):
+        (tmp_path/f'src/{c}').mkdir(parents=True)
+        for i in range(n): Image.fromarray((rnd.integers(0, 80, (8,8,3))+60*c).clip(0, 255).astype(np.uint8)).save(tmp_path/f'src/{c}/{i}.png')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn = small(picture_dls(tmp_path/'src', size=16, bs=8, flip=False, device='cpu'), tmp_path/'run')
+    r = recipe(learn)
+    assert r.finished and finite(learn) and len(r.vocab)==len(counts) and np.sum(r.confusion)==len(learn.dls.valid_ds)

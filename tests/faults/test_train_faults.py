@@ -1,5 +1,5 @@
 "`clr_train` as an enemy would have it: killed at any moment, on disks that fill up, are read-only or vanish, beside another run, with odd names and clocks"
-import json, multiprocessing, os, random, shutil, signal, subprocess, sys, time
+import json, multiprocessing, os, random, shutil, signal, subprocess, sys, tempfile, time
 from contextlib import suppress
 from pathlib import Path
 import psutil, pytest, timm, torch
@@ -246,7 +246,19 @@ def test_a_folder_that_vanishes(args, tmp_path):
     p.until('Step 3 of 8')
     (tmp_path/'run').rename(tmp_path/'gone')
     one_sentence(p)
-    assert not (tmp_path/'run/out/export.pkl').exists()
+    assert not (tmp_path/'run').exists()
+
+def test_a_store_on_another_file_system(short_args, short, tmp_path):
+    "By a link in the folder of results"
+    shm = Path('/dev/shm')
+    if not os.access(shm, os.W_OK) or shm.stat().st_dev==tmp_path.stat().st_dev: pytest.skip('there is no other file system here')
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out/.clr_train').touch()
+    with tempfile.TemporaryDirectory(dir=shm) as d:
+        (tmp_path/'out/activations').symlink_to(d, target_is_directory=True)
+        p = Train(tmp_path/'log', *short_args, tmp_path/'out', '--overwrite')
+        assert p.wait()==0, p.err()
+        assert equal(result(tmp_path/'out'), short) and len([o for o in Path(d).iterdir() if o.is_dir()])==2
 
 @pytest.mark.parametrize('name', ['with spaces and "quotes"', "l'été 🌞 日本", 'x'*255, '%s{}$HOME;&|'], ids=['spaces','unicode','255','shell'])
 def test_odd_names(short_args, short, few, tmp_path, name):
