@@ -177,6 +177,7 @@ def before_fit(self:CycleScheduler):
 @patch
 def _peers(self:CycleScheduler, *types): return [o for o in self.learn.cbs if isinstance(o, types)]
 
+# %% ../nbs/02_cycles.ipynb #55ce5685
 def check_peers(
     scheduler, # A `CycleScheduler`
     cbs, # All callbacks of the fit

@@ -75,6 +75,16 @@ def test_an_argument_without_unit_or_shape_is_seen():
         "What it does"
     assert [*_unclear(f)]==['max_epochs','x','return']
 
+def test_nothing_private_is_on_a_page():
+    "nbdev shows what a cell of `export` defines and no underscore begins, methods of private classes too, unless the cell is hidden"
+    shown = []
+    for f in sorted((Path(__file__).parents[1]/'nbs').glob('[0-9]*.ipynb')):
+        for c in json.loads(f.read_text(encoding='utf-8'))['cells']:
+            src = ''.join(c['source'])
+            if c['cell_type']!='code' or not re.search(r'^#\|\s*export\s*$', src, re.M) or re.search(r'^#\|\s*hide\s*$', src, re.M): continue
+            shown += [f'{f.stem}: {b}.{a}' for a,b in re.findall(r'^def ([a-z]\w*)\(self:(\w+)', src, re.M) if b[0]=='_' or a in EVENTS]
+    assert shown==[]
+
 def test_an_argument_without_a_comment_is_seen():
     def f(a, # Told
           b): "What it does"

@@ -210,6 +210,19 @@ def test_a_disk_that_fills_up(args, unbroken, disk, tmp_path, mb):
         assert p.wait()==0, p.err()
     check_whole(path/'out', unbroken)
 
+@pytest.mark.parametrize('n', range(60) if stress else [0,6,16])
+def test_a_disk_that_takes_no_file_from_some_moment_on(short_args, short, tmp_path, n):
+    "At each file that gets its name; with room again, it goes on from there"
+    out = tmp_path/'out'
+    p = Train(tmp_path/'log', n, *short_args, out, func=job.train_until_no_file_is_taken)
+    if p.wait()!=0:
+        one_sentence(p)
+        assert not left_over(out)
+        p = Train(tmp_path/'log', *short_args, out, '--resume')
+        assert p.wait()==0, p.err()
+    export = load_learner(out/'export.pkl').model.state_dict()
+    assert all(torch.equal(v, short[0]['export'][k]) for k,v in export.items())
+
 def test_a_disk_that_is_read_only(short_args, disk, tmp_path):
     path,remount = disk
     assert remount('ro')==0

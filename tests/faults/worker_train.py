@@ -1,5 +1,5 @@
 "The command `clr_train` in a process that has its imports done, for tests that end it"
-import os, signal, sys
+import errno, itertools, os, signal, sys
 from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
 import torch
@@ -47,4 +47,13 @@ def train_as_a_model_hangs(log, *argv):
         stand_still()
         save(obj, f, **kw)
     torch.save = slow
+    train(log, *argv)
+
+def train_until_no_file_is_taken(log, n, *argv):
+    "As `train`, on a disk that takes no more from the `n`-th file on: files get their names by `os.replace`"
+    real,count = os.replace,itertools.count()
+    def replace(a, b, **kw):
+        if next(count)>=n: raise OSError(errno.ENOSPC, 'No space left on device', str(b))
+        real(a, b, **kw)
+    os.replace = replace
     train(log, *argv)
