@@ -1,7 +1,7 @@
 "The same lines in a script, in a terminal and in Jupyter: a row an epoch is printed"
 import os, re, subprocess, sys
 from contextlib import suppress
-import nbclient, nbformat, pytest
+import pytest
 
 pty = pytest.importorskip('pty', reason='there are no terminals of this kind here')
 
@@ -31,6 +31,7 @@ def terminal(f):
     return out.decode()
 
 def jupyter(f):
+    nbformat,nbclient = pytest.importorskip('nbformat'),pytest.importorskip('nbclient')
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f.read_text())])
     nbclient.NotebookClient(nb, timeout=300, kernel_name='python3', resources=dict(metadata=dict(path=str(f.parent)))).execute()
     return '\n'.join(o.get('text') or o['data'].get('text/html') or o['data'].get('text/plain', '') for o in nb.cells[0].outputs)

@@ -254,12 +254,12 @@ def test_a_disk_that_hangs_as_a_model_is_written(sharing):
     check([slow,other])
 
 def test_a_folder_that_vanishes(args, tmp_path):
-    "Nothing else is deleted, and nothing of it comes back"
+    "Nothing else is deleted, and neither a report nor a model comes back"
     p = Train(tmp_path/'log', *args, tmp_path/'run/out')
     p.until('Step 3 of 8')
     (tmp_path/'run').rename(tmp_path/'gone')
     one_sentence(p)
-    assert not (tmp_path/'run').exists()
+    assert not list((tmp_path/'run').rglob('report.*')) and not list((tmp_path/'run').rglob('export.pkl'))
 
 def test_a_store_on_another_file_system(short_args, short, tmp_path):
     "By a link in the folder of results"
