@@ -188,7 +188,7 @@ def owed(o):
         f"{', '.join(f'{m} ({where(c)})' for m,c in gone.items() if c)}.")
 
 def machines(by_set):
-    "Where the cells were measured, by seed: seconds of two machines are not compared"
+    "Where the cells were measured, by seed: seconds of two machines say nothing of each other"
     by_seed = {}
     for cells in (c for r in by_set.values() for c in r.values()):
         for s,c in cells.items(): by_seed.setdefault(s, set()).add(c.get('machine', 'a machine not noted'))

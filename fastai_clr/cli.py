@@ -231,7 +231,7 @@ def _finished(out):
 
 def _check_same(done, out, asked):
     "ValueError if options that were given are not those of the finished run"
-    other = [f"--{k.replace('_','-')} is {v}, and was {done.settings[k]}" for k,v in asked.items() if v is not None and done.settings.get(k, v)!=v]
+    other = [f"--{dict(n_cycles='cycles').get(k, k).replace('_','-')} is {v}, and was {done.settings[k]}" for k,v in asked.items() if v is not None and done.settings.get(k, v)!=v]
     if other: raise ValueError(f"`--resume`: the run in {out} is finished, and had other options ({'; '.join(other)}): choose another `--out`, or pass --overwrite")
 
 @contextmanager
@@ -277,7 +277,8 @@ def clr_train(
         _check_taken(out, overwrite, resume)
         done = _finished(out) if resume else None
         if done is not None:
-            _check_same(done, out, dict(pictures=pictures, arch=arch, size=size, valid_pct=valid_pct, seed=seed, test=test, label_delim=label_delim))
+            given = dict(pictures=pictures, arch=arch, size=size, valid_pct=valid_pct, seed=seed, test=test, label_delim=label_delim)
+            _check_same(done, out, dict(given, head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=cycles, patience=patience, time_budget=time_budget))
             return print(_as_json(out, done)) if json else None if quiet else print(f'{out} is finished: nothing is left to do')
         from fastai_clr.recipe import check_recipe
         recipe = dict(head_epochs=head_epochs, head_cycles=head_cycles, n_cycles=cycles, patience=patience, freeze_stats=pretrained,

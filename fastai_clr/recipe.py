@@ -561,7 +561,7 @@ def _steps_2_and_3(run, s):
     n = _default_epochs(n_iter) if s['head_epochs'] is None else s['head_epochs']
     if run.budget is not None and n: n = run.notes.once('head_epochs', lambda: _fewer(n, run.left(), n_iter*found['batch']))
     if not n: return lr,True
-    with run.step(3, f'{n} epoch{"s"*(n>1)}, the body frozen; the lr {_lr_of(s, "head_lr", "of step 2")}', lr) as row:
+    with run.step(3, f'{n} epoch{"s"*(n>1)}, the body frozen; the lr {"as given" if s["head_lr"] else "of step 2"}', lr) as row:
         head.fit_sgdr(1, cycle_len=n, lr_max=lr, resume=f'{name}-step3')
         run.record(row, head)
         run.result(row, head)
@@ -569,8 +569,6 @@ def _steps_2_and_3(run, s):
     return lr,not found['losses'] or row['valid_loss']<found['losses'][0]/2
 
 # %% ../nbs/11_recipe.ipynb #903586d0
-def _lr_of(s, key, otherwise): return 'as given' if s[key] else otherwise
-
 def _step_4(run, plan, lr):
     "The head with augmentation"
     name = f'{run.notes.file.stem}-step4'
@@ -594,7 +592,8 @@ def _steps_5_to_8(run, s, plan, head_lr, alike):
             lr = min(head_lr, run.find_lr(row, learn, _n_sweep(len(learn.dls.train)), _before_blowup)['lr'])
     lrs,n = learn.group_lrs(lr, ratio),plan['n_cycles']
     of = f"up to {n} cycles, each {s['cycle_mult']:g} times as long as the last" if plan['patience'] else f"one cycle by the clock, about {plan['cycle_len']:.2f} epochs"
-    how = f"{'; BatchNorm statistics of the body kept' if s['freeze_stats'] else ''}; the lr {_lr_of(s, 'lr', 'of step 7' if plan['sweep'] else 'half of the Learner’s')}{'' if s['lr'] else ', no more than that of step 3'}"
+    found = 'as given' if s['lr'] else ('of step 7' if plan['sweep'] else "half the Learner's") + ', no more than that of step 3'
+    how = f"{'; BatchNorm statistics of the body kept' if s['freeze_stats'] else ''}; the lr {found}"
     with run.step(8, of+how, lrs) as row:
         clock,cycle_len = [],plan['cycle_len']
         if run.budget is not None: clock,cycle_len = [_OnTime(lambda: run.left()-plan['reserve'], run.note_time)],_longer(cycle_len, len(learn.dls.train))

@@ -504,9 +504,9 @@ def test_a_hidden_file_beside_the_result(tmp_path):
         assert (tmp_path/name).read_text()=='new'
     assert (tmp_path/'.s.png').read_text()=='mine' and len(list(tmp_path.iterdir()))==3
 
-@pytest.mark.parametrize('given,says', [(dict(size=32), '--size is 32, and was 64'), (dict(pictures='other'), '--pictures is other'), (dict(test='held'), '--test is held, and was None')])
+@pytest.mark.parametrize('given,says', [(dict(size=32), '--size is 32, and was 64'), (dict(pictures='other'), '--pictures is other'), (dict(test='held'), '--test is held, and was None'), (dict(n_cycles=2), '--cycles is 2, and was 3')])
 def test_a_finished_run_of_other_options(tmp_path, given, says):
-    done = RecipeReport(dict(pictures='p', arch='resnet34', size=64, valid_pct=.2, seed=42, test=None, label_delim=None), {})
+    done = RecipeReport(dict(pictures='p', arch='resnet34', n_cycles=3, size=64, valid_pct=.2, seed=42, test=None, label_delim=None), {})
     with pytest.raises(ValueError, match=says): cli._check_same(done, tmp_path, {**dict(pictures='p', arch=None, size=None, valid_pct=.2, seed=42), **given})
     cli._check_same(done, tmp_path, dict(pictures='p', arch=None, size=64, valid_pct=.2, seed=42, test=None))
 

@@ -390,7 +390,7 @@ def test_a_clock_is_kept(digits, tmp_path, monkeypatch):
     with learn.no_bar(), learn.no_logging(): r = learn.fit_recipe(time_budget='1000s')
     assert [o['step'] for o in r.steps]==[1,2,3,5,6,8] and r.finished and r.settings['time_budget']=='1000s'
     n = len([o for o in r.batches if o['step']==8])
-    assert n in (9,10) and r.steps[-1]['detail'].startswith(f'one cycle by the clock: {n/5:.2f} epochs; BatchNorm statistics of the body kept; the lr half of the Learner’s') and r.steps[-1]['epochs']==2   # a quarter more than planned
+    assert n in (9,10) and r.steps[-1]['detail'].startswith(f'one cycle by the clock: {n/5:.2f} epochs; BatchNorm statistics of the body kept; the lr half the Learner\'s') and r.steps[-1]['epochs']==2   # a quarter more than planned
 
 class Pace(Callback):
     "A time that only batches of training the whole network take, `slow(n)` seconds the n-th"
