@@ -18,10 +18,11 @@ def heed_ctrl_c(): signal.signal(signal.SIGINT, signal.default_int_handler)   # 
 class Train:
     "A process that runs `clr_train`"
     def __init__(self, log, *argv, real=False, func=job.train):
-        self.log,self.argv,self.begun = str(log),argv,time.monotonic()
+        self.log,self.argv,self.begun,tmp = str(log),argv,time.monotonic(),Path(f'{log}.tmp')
+        tmp.mkdir(exist_ok=True)
         if real:
             with open(f'{log}.out', 'w') as out, open(f'{log}.err', 'w') as err:
-                env = {**os.environ, 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1'}
+                env = {**os.environ, 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1', 'TMPDIR': str(tmp)}
                 self.p = subprocess.Popen([exe,*map(str, argv)], stdout=out, stderr=err, env=env, preexec_fn=heed_ctrl_c)
         else:
             self.p = ctx.Process(target=func, args=(str(log),*argv), daemon=True)
@@ -50,6 +51,13 @@ class Train:
         while text not in self.out(): assert self.is_running(.01) and time.monotonic()-self.begun<120, self.err()
 
     def send(self, sig): os.kill(self.p.pid, sig)
+
+@pytest.fixture(autouse=True)
+def no_temporary_files(tmp_path):
+    "Whatever ended a run"
+    yield
+    left = list(tmp_path.glob('*.tmp/*'))
+    assert not left, left
 
 @pytest.fixture(scope='module')
 def few(digits, tmp_path_factory): return some(digits, tmp_path_factory.mktemp('few')/'digits', 60)

@@ -1,5 +1,5 @@
 "The command `clr_train` in a process that has its imports done, for tests that end it"
-import errno, itertools, os, signal, sys
+import errno, itertools, os, signal, sys, tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
 import torch
@@ -16,7 +16,8 @@ def command(func, argv, pos=()):
     return 0
 
 def train(log, *argv):
-    "`clr_train`, what it says going to the files `log`.out and `log`.err"
+    "`clr_train`, what it says going to the files `log`.out and `log`.err, and temporary files into the folder `log`.tmp"
+    os.environ['TMPDIR'] = tempfile.tempdir = f'{log}.tmp'
     signal.signal(signal.SIGINT, signal.default_int_handler)   # a job in the background is started deaf to it
     torch.set_num_threads(1)
     sys.argv = ['clr_train',*map(str, argv)]
