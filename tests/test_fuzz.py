@@ -1,4 +1,5 @@
 "Command lines of all kinds: each does what it says, or is refused in one sentence; never a traceback, nothing left behind"
+import csv
 from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
 from io import StringIO
@@ -7,6 +8,7 @@ from fastcore.script import anno_parser
 from hypothesis import HealthCheck, given, settings, strategies as st
 from fastai_clr import cli
 from learners import cases
+from pictures import small, some
 
 junk = st.sampled_from(['', '0', '1', '2', '-1', '-0.5', '1.5', '0.3', 'nan', 'inf', '-inf', '1e9', '1e-320', '1e400', '9'*20, '0x10', ' ', 'True', 'None', 'x', 'größe', '日本',
     '../..', '/', '.', '-', '--', '=1+1', 'a,b', '1,2', '1,', ',', '10m', '1h30m', '5 s', 'm', 'cpu', 'cuda:7', 'meta', 'resnet18', 'sgdr', 'clr', 'step', 'exp', 'inverse',
@@ -93,3 +95,36 @@ def test_commands_that_read(place, func):
         assert fine(func, status, out, err), (argv,status,out,err)
         assert tree(place)==before
     check()
+
+@st.composite
+def damage(draw, n):
+    "What happens to a file of `n` bytes: it is cut short, and some of its bytes are others"
+    changed = draw(st.dictionaries(st.integers(0, n-1), st.integers(0, 255), max_size=4))
+    size = draw(st.just(n) | st.integers(0, n))
+    return lambda b: bytes(changed.get(i, o) for i,o in enumerate(b[:size]))
+
+def test_predictions_of_damaged_pictures(digits, place):
+    "Of a real model, with any options: a row of probabilities for each picture, but for one that can't be opened, which is named; or one sentence and no file"
+    small(digits, place).export('export.pkl')
+    names = [o.relative_to(place).as_posix() for o in some(digits, place/'in', 4).rglob('*.png')]
+    good,out,seen = (place/names[0]).read_bytes(),place/'p.csv',set()
+    before = tree(place)
+    opts = st.sampled_from([o for o in flags(cli.clr_predict) if o[0]!='--out'])
+    @settings(max_examples=cases(30), **FUZZ)
+    @given(st.data())
+    def check(data):
+        out.unlink(missing_ok=True)
+        (place/names[0]).write_bytes(data.draw(damage(len(good)))(good))
+        argv = [t for o,takes in data.draw(st.lists(opts, max_size=2)) for t in ([f"{o}={data.draw(junk)}"] if takes else [o])]
+        status,said,err = run(cli.clr_predict, ['export.pkl','in','--out=p.csv',*argv], ['model','pictures'])
+        assert fine(cli.clr_predict, status, said, err), (argv,status,said,err)
+        seen.add((status,'opened' in err))
+        if status==0:
+            rows = list(csv.DictReader(out.open(encoding='utf-8')))
+            probs = [[float(v) for k,v in o.items() if k.startswith('p_')] for o in rows]
+            assert sorted(f"in/{o['file']}" for o in rows)==sorted(names[1:] if f"can't be opened: {names[0]}" in err else names)
+            assert all(len(o)==10 and abs(sum(o)-1)<1e-4 for o in probs)
+            out.unlink()
+        assert tree(place)==before, argv
+    check()
+    assert {(0,True),(0,False)}<=seen and 1 in {o for o,_ in seen}
