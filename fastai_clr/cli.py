@@ -31,9 +31,11 @@ def _sigterm_as_ctrl_c():
 
 # %% ../nbs/13_cli.ipynb #a7c5ea43
 @contextmanager
-def _sentences(name):
+def _sentences(name, args):
     "Errors that a user can mend as one sentence, Ctrl-C and SIGTERM as exit status 130, our own warnings without the line of code, other packages' not at all"
     try:
+        for k in args:   # `--bs=--` comes as a list, before Python 3.13
+            if args[k]==[]: raise ValueError(f"`--{k.replace('_', '-')}` must have a value, got '--': see {name} --help")
         with _sigterm_as_ctrl_c(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             warnings.filterwarnings('default', module=r'fastai_clr\.')
@@ -270,7 +272,7 @@ def clr_train(
     overwrite:bool=False, # Replace the results of an earlier run in --out
 ):
     "Train a picture classifier by the eight steps: writes export.pkl, report.html, report.json and history.csv to --out"
-    with _sentences('clr_train'):
+    with _sentences('clr_train', locals()):
         out = Path(out)
         if demo==(pictures is not None): raise ValueError("pass a folder of pictures, or --demo, and not both: see clr_train --help")
         _check_place(out, pictures, weights, overwrite, resume)
@@ -366,7 +368,7 @@ def clr_predict(
     overwrite:bool=False, # Replace --out if it is there
 ):
     "Write what a trained classifier says of pictures as a CSV"
-    with _sentences('clr_predict'):
+    with _sentences('clr_predict', locals()):
         from fastai.callback import progress   # adds `no_bar`; chkstyle: ignore
         from fastai_clr.data import pick_device
         if bs<1: raise ValueError(f"`--bs` must be a number of pictures, at least 1, got {bs}")
@@ -396,7 +398,7 @@ def clr_stores(
     dry_run:bool=False, # With these two: only say what would be deleted
 ):
     "List stored activations, and delete what is old or too much"
-    with _sentences('clr_stores'):
+    with _sentences('clr_stores', locals()):
         from fastai_clr.activations import list_stores, prune
         gone = []
         if max_mb is not None and not max_mb>=0: raise ValueError(f"`--max-mb` must be a number of MB, at least 0, got {max_mb}")
@@ -465,7 +467,7 @@ def clr_schedule(
     out:str='schedule.png', # File for the picture, .png, .svg or .pdf; replaced if it is there
 ):
     "Show a schedule before anyone trains: a table of its cycles, and a picture"
-    with _sentences('clr_schedule'):
+    with _sentences('clr_schedule', locals()):
         options = dict(n_cycles=n_cycles, cycle_len=cycle_len, cycle_mult=cycle_mult, lr_max=_numbers('lr-max', lr_max), lr_min=_numbers('lr-min', lr_min),
             cycle_decay=cycle_decay, warmup_pct=warmup_pct, step_size=step_size, mode=mode, gamma=gamma, lr=_numbers('lr', lr), factor=factor,
             every=every, k=k, n_epochs=n_epochs)

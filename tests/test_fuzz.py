@@ -1,5 +1,5 @@
 "Command lines of all kinds: each does what it says, or is refused in one sentence; never a traceback, nothing left behind"
-import csv
+import csv, sys
 from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
 from io import StringIO
@@ -95,6 +95,14 @@ def test_commands_that_read(place, func):
         assert fine(func, status, out, err), (argv,status,out,err)
         assert tree(place)==before
     check()
+
+@pytest.mark.parametrize('func,pos', [(cli.clr_train,['x']),(cli.clr_predict,['m','x']),(cli.clr_stores,['x']),(cli.clr_schedule,['sgdr'])], ids=lambda o: getattr(o, '__name__', ''))
+def test_two_dashes_for_a_value(func, pos, place):
+    "Which argparse takes for no value before Python 3.13"
+    for o in [o for o,takes in flags(func) if takes and o!='--pictures']:
+        status,out,err = run(func, [*pos, f'{o}=--'], ['pictures'] if func is cli.clr_train else [])
+        if sys.version_info<(3,13): assert status==1 and fine(func, status, out, err) and f"`{o}` must have a value" in err, (o,err)
+        else: assert fine(func, status, out, err), (o,err)
 
 @st.composite
 def damage(draw, n):
