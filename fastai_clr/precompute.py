@@ -743,7 +743,7 @@ def probe(self:HeadLearner)->float: # Largest difference between the two outputs
     return self.probe_diff
 
 # %% ../nbs/08_precompute.ipynb #504b71ea
-_tolerance = dict(float16=2e-2, float32=1e-3, bfloat16=1e-1)   # of the largest output
+_tolerance = dict(float16=2e-2, float32=1e-3, bfloat16=5e-2)   # of the largest output; rounding alone: up to 2e-3, 1e-6 and 2e-2 with random weights
 
 def _free_memory():
     "Bytes of memory that are free for use"
