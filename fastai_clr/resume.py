@@ -58,8 +58,9 @@ def _encode_dict(o, inner):
 
 # %% ../nbs/04_resume.ipynb #96672004
 def _encode_list(o, inner):
-    if len(o)>4 and all(isinstance(v, torch.Tensor) and not v.ndim and v.dtype==o[0].dtype and v.device.type=='cpu' for v in o):
-        return {'numbers': torch.stack([v.detach().as_subclass(torch.Tensor) for v in o])}
+    with torch._C.DisableTorchFunctionSubclass():   # fastai's tensors take ten times as long to look at, and there is one for each batch so far
+        if len(o)>4 and all(isinstance(v, torch.Tensor) and not v.ndim and v.dtype==o[0].dtype and v.device.type=='cpu' for v in o):
+            return {'numbers': torch.stack([v.detach() for v in o])}
     return list(map(inner, o))
 
 def _encode_callback(o, inner): return {'vars': {k: inner(v) for k,v in vars(o).items() if k!='learn'}}
