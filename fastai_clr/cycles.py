@@ -80,6 +80,13 @@ def _check_lr(sched, n_iter, n_cycles, end):
     low = np.argwhere(sched.values(n_iter, end)<0)
     if len(low): raise ValueError(f"`scale_fn` takes the lr below 0 at batch {low[0][0]}: its values must keep it at 0 or above")
 
+def _check_mom(sched, n_iter, end):
+    "Refuse a momentum that is not from 0 to below 1 in the first 100,000 batches"
+    v = sched.values(n_iter, min(end, 100_000))
+    odd = np.argwhere((v<0) | (v>=1))
+    if not len(odd): return
+    raise ValueError(f"`mom`, or `moms` with `scale_fn`, takes the momentum to {v[tuple(odd[0])]:g} at batch {odd[0][0]}: it must stay from 0 to below 1")
+
 # %% ../nbs/02_cycles.ipynb #fbd5daec
 def check_scheds(
     opt, # The optimizer, fastai's own or an `OptimWrapper`
@@ -104,6 +111,7 @@ def check_scheds(
         if k=='lr': _check_lr(s, n_iter, s.cycle_at(end-1, n_iter)[0]+1, end)
         if s.n_epochs is not None and (math.ceil(end/n_iter)!=n_epoch or end<total):
             raise ValueError(f"the schedule of `{k}` lasts {s.n_epochs:g} epochs, the fit {n_epoch}: they must be equal")
+        if k=='mom': _check_mom(s, n_iter, end)
 
 # %% ../nbs/02_cycles.ipynb #87e39059
 def batches_per_epoch(

@@ -749,6 +749,11 @@ def test_groups():
     (Triangular(2, .5, .1, 0., scale_fn=lambda b: 5.-b, scale_mode='iterations'), '`scale_fn` takes the lr below 0 at batch')])
 def test_shapes_that_the_lr_cannot_have(sched, match): refused(match, CycleScheduler(lr=sched), make=two_groups)
 
+@pytest.mark.parametrize('sched,match', [(Linear(.9, 1.2, 2), 'takes the momentum to 1.02 at batch 4'), (ExpDecay(1., 1), 'to 1 at batch 0'),
+    (CosineRestarts(2, lr_max=(.5,-.1), lr_min=.9), 'to -0.1 at batch 0'), (StepDecay(.6, 2., 1, 2), 'to 1.2 at batch 5'),
+    (Triangular(2, .5, .8, .9, scale_fn=lambda c: 10*c), 'takes the momentum to -0.7 at batch 7')])
+def test_shapes_that_the_momentum_cannot_have(sched, match): refused(match, CycleScheduler(mom=sched), make=two_groups, opt_func=Adam)
+
 def test_scale_that_is_no_number(): refused('scale_fn', CycleScheduler(lr=Triangular(1, 1, .1, scale_fn=lambda c: 'x')), err=TypeError)
 
 @pytest.mark.parametrize('n_epoch,err', [(0,ValueError), (-1,ValueError), (True,TypeError), (2.,TypeError), ('2',TypeError), (None,TypeError), (math.nan,TypeError)])

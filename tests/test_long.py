@@ -39,9 +39,9 @@ def test_many_short_cycles_with_snapshots(tmp_path, own_tmp):
     n = 10_000 if stress else 200
     learn,watch = learner(1, path=tmp_path),AtCycle(n//4)
     learn.fit_sgdr(n, cycle_len=1, cycle_mult=1, lr_max=1e-3, snapshots='s', resume='r', cbs=watch)
+    is_flat(watch.seen, own_tmp, 15 + n*.004, 500 + n*6)   # five objects a cycle are the recorder's rows, and fastai's
     kept = [o for o in (tmp_path/'models').rglob('*') if o.is_file()]
     assert len(learn.snapshots('s'))==n and sum('resume' in str(o) for o in kept)<10
-    is_flat(watch.seen, own_tmp, 15 + n*.004, 500 + n*6)   # five objects a cycle are the recorder's rows, and fastai's
 
 def test_many_epochs_on_stored_activations(digits, tmp_path, own_tmp):
     "For an hour with STRESS=1"
@@ -52,7 +52,7 @@ def test_many_epochs_on_stored_activations(digits, tmp_path, own_tmp):
         while time.monotonic()<end or n<3:
             head.fit_sgdr(2, cycle_len=10, lr_max=1e-3)
             n += 1
-    is_flat(before, own_tmp, 15, 500)
+    is_flat(before, own_tmp, 15, 2000)
 
 def test_many_hits_of_a_store(digits, tmp_path, own_tmp):
     learn = small(digits, tmp_path)
@@ -60,5 +60,5 @@ def test_many_hits_of_a_store(digits, tmp_path, own_tmp):
         for i in range(1000 if stress else 40):
             if i==10: before = taken()
             learn.precompute()
-    is_flat(before, own_tmp, 15, 500)
+    is_flat(before, own_tmp, 15, 2000)
     assert len([o for o in (tmp_path/'activations').iterdir() if o.is_dir()])==2
