@@ -419,6 +419,7 @@ def _check_scheds(sched, n_epoch, n_iter):
         if not isinstance(o, Schedule): raise TypeError(f"`sched` must be a schedule such as CosineRestarts(1, {n_epoch}), or a list of them, got {o!r}")
         if o._n_groups>1: raise ValueError(f"`sched` must have one value for all parameters, got {o}")
         if o.n_epochs is not None and o.n_batches(n_iter)!=n_epoch*n_iter: raise ValueError(f"`sched` must last the {n_epoch} epochs of the fit, got {o} of {o.n_epochs:g}")
+        if o.values(n_iter, n_epoch*n_iter).min()<0: raise ValueError(f"`sched` must stay at 0 or above: it is multiplied by the lr, and {o} goes below")
     return scheds
 
 # %% ../nbs/09_heads.ipynb #08a4572a

@@ -787,7 +787,8 @@ def test_odd_arguments(shared, name, v):
     assert f'`{name}`' in str(e.value) and str(e.value).endswith(f'got {got}') and unchanged(bits(head), was)
 
 @pytest.mark.parametrize('sched,match', [(CosineRestarts(1, 1), '`sched` must last the 2 epochs of the fit, got CosineRestarts.* of 1'), (CosineRestarts(1, 3), '`sched` must last the 2 epochs'),
-    ([CosineRestarts(1, 2),CosineRestarts(3, 1)], '`sched` must last the 2 epochs.* of 3'), (CosineRestarts(1, 2, lr_max=(.1,1.)), '`sched` must have one value for all parameters')])
+    ([CosineRestarts(1, 2),CosineRestarts(3, 1)], '`sched` must last the 2 epochs.* of 3'), (CosineRestarts(1, 2, lr_max=(.1,1.)), '`sched` must have one value for all parameters'),
+    (Linear(1., -.5, 2), '`sched` must stay at 0 or above.*Linear'), (Triangular(1, 1, 1., 0., scale_fn=lambda c: -1.), '`sched` must stay at 0 or above')])
 def test_schedules_that_do_not_fit(shared, sched, match):
     head = shared[1]
     was = bits(head)
