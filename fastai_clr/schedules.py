@@ -269,7 +269,10 @@ class CosineRestarts(_Bounded):
 # %% ../nbs/01_schedules.ipynb #aa87348f
 _modes = 'triangular','triangular2','exp_range'
 
-def _own_scale(fn, x): return _number(f'scale_fn({x})', fn(x), lambda o: True, 'a finite number')
+def _own_scale(fn, x):
+    try: v = fn(x)
+    except TypeError as e: raise TypeError(f"`scale_fn({x})` failed, it must take one number, the cycle or the batch: {e}") from e
+    return _number(f'scale_fn({x})', v, lambda o: True, 'a finite number')
 
 def _triangle(start, n, pairs, scale, batch):
     "Value in a cycle of `n` batches: up in a straight line for half of them, and down again"
