@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 
 os.environ['MPLBACKEND'] = 'Agg'
+for k in ('GIT_DIR','GIT_WORK_TREE','GIT_INDEX_FILE','PYTHONPATH'): os.environ.pop(k, None)   # what a hook, or a caller, has set is not for the tests' processes
 root = Path(__file__).parents[1]
 
 def run(*cmd, **kw):
-    "Run `cmd` without the caller's PYTHONPATH; its stdout. A failure shows all that it said"
-    env = {k:v for k,v in os.environ.items() if k!='PYTHONPATH'}
-    p = subprocess.run([str(o) for o in cmd], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **kw)
+    "Run `cmd`; its stdout. A failure shows all that it said"
+    p = subprocess.run([str(o) for o in cmd], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
     assert not p.returncode, f'{cmd} failed:\n{p.stdout}\n{p.stderr}'
     return p.stdout
 

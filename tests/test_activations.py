@@ -335,6 +335,7 @@ def test_a_file_that_took_anothers_name_is_noticed(tmp_path, files, opened):
     "Of equal size and time of modification"
     for f in files: os.utime(f, (1,1))
     root,h = seen(tmp_path, files)
+    past(files[1], lambda f: os.utime(f, (1,1)))
     os.replace(files[1], files[0])
     shutil.copy(files[0], files[1])
     opened.clear()

@@ -7,7 +7,7 @@ from conftest import make_venv, root, run
 def source(tmp_path_factory):
     "A copy of the files that git knows, or would add"
     dest = tmp_path_factory.mktemp('source')
-    fs = run('git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard', cwd=root).split('\0')
+    fs = run('git', '-c', 'safe.directory=*', 'ls-files', '-z', '--cached', '--others', '--exclude-standard', cwd=root).split('\0')
     for f in filter(None, fs):
         if not (root/f).is_file(): continue
         (dest/f).parent.mkdir(parents=True, exist_ok=True)

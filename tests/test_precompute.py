@@ -1123,7 +1123,7 @@ def processes(digits, tmp_path_factory):
     "What another process found, and what became of those that were killed; and the folder that they worked in"
     path = tmp_path_factory.mktemp('killed')
     head = small(some(digits, path/'pictures'), path/'run').precompute(dtype='float32')
-    run('env', 'OMP_NUM_THREADS=1', sys.executable, '-W', 'ignore', 'worker_precompute.py', path, cwd=root/'tests', timeout=120)   # it forks
+    run('env', 'OMP_NUM_THREADS=1', sys.executable, '-W', 'ignore', 'worker_precompute.py', path, cwd=root/'tests', timeout=300)   # it forks
     return json.loads((path/'seen.json').read_text()),path,head
 
 def test_another_process_finds_it(processes):

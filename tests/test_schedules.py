@@ -37,7 +37,7 @@ def within(secs):
 
 @pytest.fixture(autouse=True)
 def ends():
-    with within(200): yield
+    with within(600): yield
 
 # Exact values
 
@@ -764,13 +764,13 @@ def test_overflow(s):
 @pytest.mark.parametrize('f', [lambda: CosineRestarts(None, 1e-7).at(12345, 10), lambda: CosineRestarts(10**10, 1e-8).values(1, 50),
     lambda: L.then(CosineRestarts(None, 1e-7)).at(12345, 10), lambda: Chain([L]*3 + [CosineRestarts(10**10, 1e-8)]).values(1, 50)])
 def test_cycles_far_below_a_batch_do_not_hang(f):
-    with within(1), pytest.raises(ValueError): f()
+    with within(10), pytest.raises(ValueError): f()
 
 @pytest.mark.parametrize('s,batch', [(CosineRestarts(10**9, .75, .5), 1), (CosineRestarts(10**9, 1.5, .5), 2), (CosineRestarts(10**9, 1+2**-21, 1-2**-20), 2**20),
     (Linear(0., 1., .5).then(CosineRestarts(10**9, 1, .5)), 2)])
 def test_cycles_that_shrink_to_nothing_do_not_hang(s, batch):
     "Their sum ends at half a batch: a float can't tell the last million cycles from the end"
-    with within(2):
+    with within(10):
         for f in lambda: s.at(batch, 1), lambda: s.cycle_at(batch, 1)[1]:
             kind,got = outcome(f)
             assert 0<=got<=batch if kind=='value' else 'each cycle needs at least one batch' in got or '`batch` must be' in got

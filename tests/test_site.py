@@ -136,7 +136,7 @@ def test_search_finds(browser, site):
     box = tab.locator('#quarto-search input')
     if not box.count() or not box.first.is_visible(): tab.locator('#quarto-search button').first.click()
     tab.locator('#quarto-search input').first.fill('precompute')
-    tab.wait_for_selector('.smalldocs-search-results a[href*="precompute.html"]:visible', timeout=10_000)
+    tab.wait_for_selector('.smalldocs-search-results a[href*="precompute.html"]:visible')
     tab.close()
 
 def test_formulas_are_shown(browser, site):

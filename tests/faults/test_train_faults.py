@@ -28,8 +28,8 @@ class Train:
             self.p = ctx.Process(target=func, args=(str(log),*argv), daemon=True)
             self.p.start()
 
-    def out(self): return Path(f'{self.log}.out').read_text() if Path(f'{self.log}.out').exists() else ''
-    def err(self): return Path(f'{self.log}.err').read_text()
+    def out(self): return Path(f'{self.log}.out').read_text(errors='replace') if Path(f'{self.log}.out').exists() else ''
+    def err(self): return Path(f'{self.log}.err').read_text(errors='replace')
 
     def is_running(self, secs=0):
         "Whether it still runs after so many seconds; it returns as soon as it does not"
