@@ -4,12 +4,14 @@ from pathlib import Path
 import pytest
 
 os.environ['MPLBACKEND'] = 'Agg'
-for k in ('GIT_DIR','GIT_WORK_TREE','GIT_INDEX_FILE','PYTHONPATH'): os.environ.pop(k, None)   # what a hook, or a caller, has set is not for the tests' processes
+for k in ('GIT_DIR','GIT_WORK_TREE','GIT_INDEX_FILE'): os.environ.pop(k, None)   # a hook sets them, and the tests have repositories of their own
 root = Path(__file__).parents[1]
 
+def _env(): return {k:v for k,v in os.environ.items() if k!='PYTHONPATH'}
+
 def run(*cmd, **kw):
-    "Run `cmd`; its stdout. A failure shows all that it said"
-    p = subprocess.run([str(o) for o in cmd], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+    "Run `cmd` without the caller's PYTHONPATH; its stdout. A failure shows all that it said"
+    p = subprocess.run([str(o) for o in cmd], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_env(), **kw)
     assert not p.returncode, f'{cmd} failed:\n{p.stdout}\n{p.stderr}'
     return p.stdout
 
@@ -34,7 +36,7 @@ def bare_python(tmp_path_factory):
     "A python with torch, fastai and the rest, in which `fastai_clr` isn't installed"
     path = tmp_path_factory.mktemp('bare')
     py = make_venv(path/'venv')
-    p = subprocess.run([py, '-c', 'import fastai_clr'], cwd=path, capture_output=True, text=True)
+    p = subprocess.run([py, '-c', 'import fastai_clr'], cwd=path, env=_env(), capture_output=True, text=True)
     assert "No module named 'fastai_clr'" in p.stderr, 'fastai_clr is there: install it editable (pip install -e .) to run this test'
     return py
 
